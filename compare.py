@@ -1,0 +1,283 @@
+"""Scan a DynamoDB table both ways, and show the metrics side by side.
+
+python compare.py [--total-segments N ...] [--runs R] [--output json]; --help lists every flag.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tabulate import tabulate
+
+import common
+from common import Connection, ScanMetrics
+from parallel_scan import MOST_SEGMENTS, MOST_WORKERS, parallel_scan, ready, timeline, worker_flags
+from sequential_scan import sequential_scan
+
+LAB_RCU = 5  # what the lab's table is provisioned with
+BURST_SECONDS = 300  # of unused capacity at most (Developer Guide, burst capacity)
+SAME = 1.05  # the ratio from which on two times differ, where single runs show no spread
+
+
+# --- The table --------------------------------------------------------------------------------
+
+
+@dataclass
+class Table:
+    """DescribeTable's facts; counts and sizes are some six hours old. Capacity None: on demand."""
+
+    name: str
+    item_count: int
+    size_bytes: int
+    read_capacity: int | None
+    billing_mode: str
+
+    @classmethod
+    def described(cls, connection: Connection, name: str) -> Table:
+        """Ask DynamoDB. Raises ScanError."""
+        table = connection.describe(name)
+        # A table created as provisioned has no summary (API reference, DescribeTable).
+        mode = table.get("BillingModeSummary", {}).get("BillingMode", "PROVISIONED")
+        rcu = table["ProvisionedThroughput"]["ReadCapacityUnits"] if mode == "PROVISIONED" else None
+        return cls(name, table["ItemCount"], table["TableSizeBytes"], rcu, mode)
+
+    def facts(self, endpoint: str) -> str:
+        on_demand = "on demand"
+        capacity = on_demand if self.read_capacity is None else f"{self.read_capacity} RCU"
+        return (f"{self.name} at {endpoint}: about {self.item_count:,} items, "
+                f"{self.size_bytes / 1e6:,.1f} MB; capacity: {capacity}")
+
+    def cost(self, scans: int, consistent: bool) -> str:
+        """What `scans` scans will take from the table, before they do."""
+        one = self.size_bytes / 4096 * (1 if consistent else 0.5)
+        text = f"{scans} scans of the whole table will consume about {scans * one:,.0f} RCU"
+        if self.read_capacity is None:
+            return f"{text}, billed by the request"
+        burst = self.read_capacity * BURST_SECONDS
+        if scans * one <= burst:
+            return f"{text}; a full burst bucket holds {burst:,}"
+        rest = (scans * one - burst) / self.read_capacity
+        return (f"{text}; a full burst bucket holds {burst:,}: throttled from scan "
+                f"{int(burst / one) + 1} on, for about {rest:,.0f} s in all")
+
+
+# --- The scans --------------------------------------------------------------------------------
+
+
+@dataclass
+class Result:
+    """The runs of one way to scan. The median one stands for them all."""
+
+    label: str
+    runs: list[ScanMetrics] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        return statistics.median(run.seconds for run in self.runs)
+
+    @property
+    def typical(self) -> ScanMetrics:
+        return min(self.runs, key=lambda run: abs(run.seconds - self.seconds))
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        times = [run.seconds for run in self.runs]
+        return min(times), max(times)
+
+    @property
+    def throttled(self) -> bool:
+        return any(run.throttled_requests for run in self.runs)
+
+    def faster_than(self, other: Result) -> float:
+        """How many times faster, by the medians."""
+        return other.seconds / self.seconds
+
+    def differs_from(self, other: Result) -> bool:
+        """Whether the times are further apart than the runs of either are among themselves."""
+        (low, high), (least, most) = self.spread, other.spread
+        apart = high < least or most < low
+        return apart and not 1 / SAME < self.faster_than(other) < SAME
+
+    def as_json(self, sequential: Result) -> dict[str, Any]:
+        return self.typical.as_json() | {
+            "seconds": self.seconds,
+            "items_per_second": self.typical.items / self.seconds,
+            "runs": [run.seconds for run in self.runs],
+            "speedup": self.faster_than(sequential),
+        }
+
+
+def compare(args: argparse.Namespace, counts: Sequence[int]) -> list[Result]:
+    """Run every scan `args.runs` times, forth and back, so that warmth and burst favour none.
+
+    Ends early, with what there is, when the user interrupts. Raises ScanError.
+    """
+    results = [Result("Sequential"), *(Result(f"{each} segments") for each in counts)]
+    ways = list(zip(results, [0, *counts], strict=True))
+    for run in range(args.runs):
+        for result, segments in reversed(ways) if run % 2 else ways:
+            workers = min(args.workers or MOST_WORKERS, max(segments, 1))
+            scan = common.scan_from(args, workers)
+            with ready(scan, workers, args.executor if segments else "thread") as opened:
+                scan.expected_items = opened[1]
+                if segments:
+                    metrics = parallel_scan(scan, segments, workers)
+                else:
+                    metrics = sequential_scan(scan)
+            metrics.connect_seconds = opened[0]
+            result.runs.append(metrics)
+            if not metrics.complete:
+                return [result for result in results if result.runs]
+    return results
+
+
+def best(results: Sequence[Result]) -> Result:
+    """The fewest segments within 5 % of the fastest."""
+    fastest = min(result.seconds for result in results)
+    return next(result for result in results if result.seconds <= fastest * SAME)
+
+
+# --- What they say ----------------------------------------------------------------------------
+
+
+def change(before: float | None, after: float | None) -> str:
+    """A difference in words."""
+    if before is None or after is None:
+        return "n/a"
+    if before == after:
+        return "same"
+    return f"{after - before:+,.0f}" if not before else f"{(after / before - 1):+.1%}"
+
+
+def pace_in_words(result: Result, sequential: Result) -> str:
+    """How much faster or slower, where that can be told."""
+    if not result.differs_from(sequential):
+        return "no measurable difference"
+    times = result.faster_than(sequential)
+    return f"{times:.1f}x faster" if times > 1 else f"{1 / times:.1f}x slower"
+
+
+def side_by_side(results: Sequence[Result]) -> str:
+    """The table: a row a metric, a column a scan, and how the best differs from the sequential."""
+    sequential, chosen = results[0], best(results[1:] or results)
+    rows = []
+    for cells in zip(*(result.typical.rows() for result in results), strict=True):
+        label, texts = cells[0][0], [text for _, _, text in cells]
+        values = {result.label: value for result, (_, value, _) in zip(results, cells, strict=True)}
+        words = change(values[sequential.label], values[chosen.label])
+        if label == "Total execution time":
+            words = pace_in_words(chosen, sequential)
+            if len(sequential.runs) > 1:
+                texts = ["{:.2f} s ({:.2f} to {:.2f})".format(result.seconds, *result.spread)
+                         for result in results]
+        rows.append([label, *texts, words])
+    heads = [result.label + (" (throttled)" if result.throttled else "") for result in results]
+    last = "Difference" if len(results) == 2 else f"{chosen.label}: difference"
+    return tabulate(rows, ["", *heads, last], disable_numparse=True)
+
+
+def verdict(results: Sequence[Result]) -> str:
+    """One line in plain English."""
+    sequential, chosen = results[0], best(results[1:])
+    words = pace_in_words(chosen, sequential)
+    if sequential.throttled or chosen.throttled:
+        return f"Throttled: the table's capacity set the time, not the method ({words})."
+    if sequential.typical.pages == 1:
+        return (f"The whole table fits in one page, which one request reads: {chosen.label} have "
+                f"little to gain, and each costs a request more ({words}).")
+    rcu = change(sequential.typical.consumed_rcu, chosen.typical.consumed_rcu)
+    return f"{chosen.label} against one sequential scan: {words}; consumed capacity: {rcu}."
+
+
+def warnings(results: Sequence[Result]) -> list[str]:
+    """What to know before trusting the numbers."""
+    said, sequential = [], results[0].typical
+    if len({(run.items, run.scanned) for result in results for run in result.runs}) > 1:
+        said.append("the scans did not return the same: the table changed under them")
+    if any(result.throttled for result in results):
+        said.append("a throttled scan waited for capacity, which is in its time")
+    for result in results[1:]:
+        parallel = result.typical
+        if sequential.consumed_rcu and parallel.consumed_rcu != sequential.consumed_rcu:
+            empty = sum(not segment.scanned for segment in parallel.segments)
+            said.append(
+                f"{result.label}: {change(sequential.consumed_rcu, parallel.consumed_rcu)} RCU, as "
+                f"each page is rounded up to 4 KB: {parallel.pages} pages, not "
+                f"{sequential.pages}; {empty} segments are empty"
+            )
+    return said
+
+
+def advice(table: Table, results: Sequence[Result], process: bool) -> list[str]:
+    """What to try next, by what was measured: three lines at most, the most telling first."""
+    sequential, chosen = results[0].typical, best(results[1:]).typical
+    sizes = [segment.scanned for segment in chosen.segments]
+    largest = max(sizes) * len(sizes) / max(1, sum(sizes))
+    most = max(result.typical.total_segments for result in results)
+    rcu, segments, lines = table.read_capacity, chosen.total_segments, []
+    if rcu is not None and rcu < LAB_RCU:
+        lines.append(f"The table has {rcu} RCU, the lab {LAB_RCU}: ./restore_capacity.sh")
+    if any(result.throttled for result in results):
+        lines.append("Capacity is the bottleneck. Keep within it, and leave some to others: "
+                     f"python compare.py --max-rcu {rcu or 100}")
+    if sequential.pages == 1:
+        lines.append("A larger table has something to split: python tests/local_dynamodb.py "
+                     "--items 200000 --read-capacity 0 compare.py")
+    elif chosen.cpu_seconds > 0.8 * chosen.seconds and not process:
+        lines.append("The client is the bottleneck, its CPU is busy nearly all of the time: "
+                     f"python compare.py --executor process --total-segments {segments}")
+    if largest > 2 and sequential.pages > 1:
+        lines.append(f"The largest segment is {largest:.1f} times the mean and {sizes.count(0)} of "
+                     f"{len(sizes)} are empty; let free workers take the next of many: python "
+                     f"compare.py --total-segments {segments * 8} --workers {chosen.workers}")
+    if most > segments:
+        lines.append(f"{most} segments are no faster than {segments}: "
+                     f"python parallel_scan.py --total-segments {segments}")
+    return lines[:3]
+
+
+@common.command
+def main(argv: list[str] | None = None) -> int:
+    parser = common.scan_parser("Scan a table both ways, and compare.", save=False)
+    flag = parser.add_argument
+    flag("--total-segments", type=common.number(1, MOST_SEGMENTS), nargs="+", default=[4],
+         metavar="N", help="a parallel scan, and a column, for each")
+    flag("--runs", type=common.number(1, 1000), default=1, metavar="R",
+         help="run each scan R times, and show the median and the spread")
+    worker_flags(parser)
+    args = parser.parse_args(argv)
+    counts = sorted(set(args.total_segments))
+    connection = common.scan_from(args).connection
+    table = Table.described(connection, args.TableName)
+    scans = args.runs * (1 + len(counts))
+    print(table.cost(scans, bool(args.ConsistentRead)), file=sys.stderr)
+    results = compare(args, counts)
+    whole = len(results) == 1 + len(counts) and results[-1].runs[-1].complete
+    notes = warnings(results)
+    advised = advice(table, results, args.executor == "process") if whole else []
+    summary = verdict(results) if whole else "Interrupted: this is what was measured until then."
+    if args.output == "json":
+        print(json.dumps({
+            "table": vars(table),
+            "results": [result.as_json(results[0]) for result in results],
+            "best": best(results[1:]).typical.total_segments if whole else None,
+            "verdict": summary,
+            "warnings": notes,
+            "advice": advised,
+        }))
+    else:
+        print(table.facts(connection.client().meta.endpoint_url), end="\n\n")
+        print(side_by_side(results), summary, sep="\n\n", end="\n\n")
+        print(timeline([results[0].typical, best(results[1:] or results).typical]))
+        print(*(f"- {line}" for line in notes + advised), sep="\n")
+    return 0 if whole else 130
+
+
+if __name__ == "__main__":
+    common.leave(main())
