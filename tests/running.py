@@ -1,0 +1,40 @@
+"""Running the scripts as a user does, in a process of their own, against some endpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from local_dynamodb import HIDDEN, settings_for_aws
+
+BUNDLE = Path(__file__).parent.parent
+
+
+def environment(endpoint_url: str, **more: str) -> dict[str, str]:
+    """What the local lab gives its command: this endpoint, and nothing of the user's."""
+    mine = {name: value for name, value in os.environ.items() if name not in HIDDEN}
+    return mine | settings_for_aws(endpoint_url) | more
+
+
+def run(endpoint_url: str, script: str, *flags: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a script of the bundle to its end."""
+    return subprocess.run(
+        [sys.executable, BUNDLE / script, *flags],
+        env=environment(endpoint_url, **env),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def result(endpoint_url: str, script: str, *flags: str) -> dict[str, Any]:
+    """What a script that succeeds says with --output json."""
+    ended = run(endpoint_url, script, *flags, "--output", "json")
+    assert ended.returncode == 0, ended.stderr
+    answer: dict[str, Any] = json.loads(ended.stdout)
+    return answer
