@@ -20,7 +20,10 @@ def environment(endpoint_url: str, **more: str) -> dict[str, str]:
     return mine | settings_for_aws(endpoint_url) | more
 
 
-def run(endpoint_url: str, script: str, *flags: str, **env: str) -> subprocess.CompletedProcess[str]:
+Ended = subprocess.CompletedProcess[str]
+
+
+def run(endpoint_url: str, script: str, *flags: str, **env: str) -> Ended:
     """Run a script of the bundle to its end."""
     return subprocess.run(
         [sys.executable, BUNDLE / script, *flags],
