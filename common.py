@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
 
 Item = dict[str, Any]  # in DynamoDB JSON: {"score": {"N": "42"}, ...}
-FULL_PAGE_RCU = 128.0  # 1 MB in units of 4 KB at half an RCU each (Developer Guide, Scan)
+FULL_PAGE_RCU = 128.5  # 1 MB and the item that reaches it, half an RCU each 4 KB begun
 THROTTLES = ("ProvisionedThroughputExceeded", "ThrottlingException", "RequestLimitExceeded")
 
 # --- Errors -----------------------------------------------------------------------------------
@@ -576,10 +576,10 @@ def progress(metrics: ScanMetrics, scan: Scan) -> Iterator[None]:
         share = min(1.0, metrics.scanned / scan.expected_items) if scan.expected_items else 0.0
         return ", ".join(filter(None, [
             f"{metrics.items:,} items" + (f" ({share:.0%})" if share else ""),
-            f"{metrics.items / seconds:,.0f} items/s",
-            "" if rcu is None else f"{rcu:,.1f} RCU ({rcu / seconds:,.1f}/s)",
-            f"{scan.pace.waiting} waiting for capacity" if scan.pace.waiting else "",
+            f"{metrics.items / seconds:,.0f}/s",
+            "" if rcu is None else f"{rcu:,.0f} RCU ({rcu / seconds:,.1f}/s)",
             f"{seconds / share - seconds:,.0f} s left" if share else "",
+            f"{scan.pace.waiting} waiting for capacity" if scan.pace.waiting else "",
         ]))
 
     def draw() -> None:

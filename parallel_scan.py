@@ -162,8 +162,8 @@ def timeline(scans: Sequence[ScanMetrics]) -> str:
         return "".join(drawn).rstrip()
 
     lines = [f"{label:<{room}}|{bar(segments)}" for label, segments in rows.items()]
-    lines.append(f"{'':<{room}}|{reading} reading  {waiting} waiting for capacity"
-                 + f"  {end:.2f} s".rjust(max(0, cells - 32)))
+    lines.append(" " * room + " 0 s" + f"{end:.2f} s".rjust(cells - 3))
+    lines.append(f"{reading} reading  {waiting} waiting for capacity")
     return "\n".join(lines)
 
 
