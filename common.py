@@ -76,7 +76,7 @@ REMEDIES = {  # by how DynamoDB's error code, or the name of botocore's exceptio
                      "tests/local_dynamodb.py compare.py",
     "PartialCredentials": "run aws configure, or complete the AWS_ variables",
     "ProfileNotFound": "aws configure list-profiles shows the profiles there are",
-    "NoRegion": "add --region us-east-1, say, or set AWS_REGION",
+    "NoRegion": "add --region us-east-1, say, or set AWS_DEFAULT_REGION",
     "Endpoint": NETWORK, "Connect": NETWORK, "ReadTimeout": NETWORK, "HTTPClient": NETWORK,
     "SSL": NETWORK, "Proxy": NETWORK, "Checksum": NETWORK,
     "ParamValidation": VALUES, "ValidationException: Invalid": VALUES,
@@ -92,6 +92,7 @@ def explained(error: ClientError | BotoCoreError, table_name: str) -> ScanError:
         text = name = f"{name}: {error.response['Error'].get('Message', '')}".splitlines()[0]
     remedy = next((hint for start, hint in REMEDIES.items() if name.startswith(start)), "")
     hint = remedy.replace("{operation}", operation).replace("{table}", table_name)
+    hint = "" if hint == VALUES and "xpression" not in text else hint
     return ScanError(text, hint, 2 if name.startswith("ParamValidation") else 1)
 
 
@@ -715,7 +716,8 @@ def scan_parser(description: str, save: bool = True) -> argparse.ArgumentParser:
 def scan_from(args: argparse.Namespace, workers: int = 1) -> Scan:
     """The scan the flags ask for."""
     connection = Connection(args.region, args.profile, args.endpoint_url, workers, args.compress)
-    request = {name: value for name, value in vars(args).items() if name[0].isupper() and value}
+    given = {name: value for name, value in vars(args).items() if value is not None}
+    request = {name: value for name, value in given.items() if name[0].isupper()}
     return Scan(connection, request, Pace(args.max_rcu))
 
 
