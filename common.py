@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import base64
 import contextlib
+import ctypes
 import dataclasses
 import functools
 import gc
@@ -29,6 +30,7 @@ from concurrent.futures import BrokenExecutor, Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
+from urllib.parse import urlsplit
 
 import boto3
 from botocore.config import Config
@@ -67,7 +69,6 @@ class Stopped(Exception):
 
 CREDENTIALS = "check the credentials and this machine's clock, or renew an expired token"
 NETWORK = "check the network, --region and --endpoint-url"
-VALUES = """values go into --expression-attribute-values as '{":min": {"N": "100"}}'"""
 REMEDIES = {  # by how DynamoDB's error code, or the name of botocore's exception, begins
     "AccessDenied": "allow dynamodb:{operation} on table {table}",
     "Expired": CREDENTIALS, "UnrecognizedClient": CREDENTIALS, "InvalidSignature": CREDENTIALS,
@@ -79,8 +80,11 @@ REMEDIES = {  # by how DynamoDB's error code, or the name of botocore's exceptio
     "NoRegion": "add --region us-east-1, say, or set AWS_DEFAULT_REGION",
     "Endpoint": NETWORK, "Connect": NETWORK, "ReadTimeout": NETWORK, "HTTPClient": NETWORK,
     "SSL": NETWORK, "Proxy": NETWORK, "Checksum": NETWORK,
-    "ParamValidation": VALUES, "ValidationException: Invalid": VALUES,
 }
+NAMES = """names may go into --expression-attribute-names as '{{"#mode": "mode"}}'"""
+VALUES = """values go into --expression-attribute-values as '{{":min": {{"N": "100"}}}}'"""
+REPAIRS = {"attribute name": NAMES, "reserved keyword": NAMES, "attribute value": VALUES,
+           "AttributeValues": VALUES}  # by words in what DynamoDB or botocore says of a request
 
 
 def explained(error: ClientError | BotoCoreError, table_name: str) -> ScanError:
@@ -90,9 +94,9 @@ def explained(error: ClientError | BotoCoreError, table_name: str) -> ScanError:
     if isinstance(error, ClientError):
         operation, name = error.operation_name, error.response["Error"]["Code"]
         text = name = f"{name}: {error.response['Error'].get('Message', '')}".splitlines()[0]
-    remedy = next((hint for start, hint in REMEDIES.items() if name.startswith(start)), "")
-    hint = remedy.replace("{operation}", operation).replace("{table}", table_name)
-    hint = "" if hint == VALUES and "xpression" not in text else hint
+    remedies = [hint for start, hint in REMEDIES.items() if name.startswith(start)]
+    remedies += [hint for words, hint in REPAIRS.items() if words in text]
+    hint = remedies[0].format(operation=operation, table=table_name) if remedies else ""
     return ScanError(text, hint, 2 if name.startswith("ParamValidation") else 1)
 
 
@@ -141,8 +145,11 @@ class Connection:
                     session = boto3.Session(profile_name=self.profile, region_name=self.region)
                     client = session.client("dynamodb", endpoint_url=self.endpoint_url,
                                             config=config)
+                    if urlsplit(client.meta.endpoint_url).port == 0:  # raises above 65535
+                        raise ValueError("Port out of range 1-65535")
                 except ValueError as error:
-                    raise ScanError(str(error), "say --endpoint-url http://host:port", 2) from error
+                    hint = "check --region, and --endpoint-url, which is like http://host:port"
+                    raise ScanError(str(error), hint, 2) from error
                 hook = client.meta.events.register
                 if self.compress:
                     hook("before-send.dynamodb.Scan", ask_for_gzip)
@@ -162,6 +169,10 @@ class Connection:
             raise explained(error, table_name) from error
         except BotoCoreError as error:
             raise explained(error, table_name) from error
+        except KeyError as error:  # the answer lacks what is in each of DynamoDB's
+            url = self.client().meta.endpoint_url
+            raise ScanError(f"{url} does not answer as DynamoDB does",
+                            "check --endpoint-url, and any proxy on the way") from error
 
     def describe(self, table_name: str) -> dict[str, Any]:
         """DescribeTable's answer; its ItemCount and TableSizeBytes are up to six hours old."""
@@ -261,14 +272,12 @@ def fetch(connection: Connection, request: dict[str, Any], each_page: EachPage |
     started, cpu_started = time.perf_counter(), time.thread_time()
     with connection.explaining(request["TableName"]) as client:
         answer: Any = client.scan(**request)
-    if "Count" not in answer:
-        raise ScanError(f"{client.meta.endpoint_url} does not answer as DynamoDB does",
-                        "check --endpoint-url, and any proxy on the way")
+        count, scanned = answer["Count"], answer["ScannedCount"]
     if "WireItems" not in answer:  # botocore did not call the hook
         answer["WireItems"] = [wire_form(item) for item in answer.get("Items", [])]
     return Page(
-        items=answer["Count"],
-        scanned=answer["ScannedCount"],
+        items=count,
+        scanned=scanned,
         consumed_rcu=answer.get("ConsumedCapacity", {}).get("CapacityUnits"),
         last_evaluated_key=answer.get("LastEvaluatedKey"),
         result=each_page(answer.pop("WireItems")) if each_page else None,
@@ -291,8 +300,11 @@ def wire_form(value: Any) -> Any:
 def patient_collector() -> Iterator[None]:
     """Inside, the garbage collector does not walk each page, which is freed without its help.
 
-    Cycles are still collected, only later.
+    Cycles are still collected, only later. And glibc gives a page's large blocks back at once:
+    it would learn not to from the first, and its heap would then grow with the table.
     """
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
+        ctypes.CDLL(None).mallopt(-3, 2**20)  # M_MMAP_THRESHOLD
     thresholds = gc.get_threshold()
     gc.set_threshold(10_000_000, *thresholds[1:])
     try:
@@ -321,7 +333,7 @@ class Pace:
         self.patience, self.stop, self.waiting = patience, threading.Event(), 0
         self._rate = max_rcu and max_rcu * 0.98  # a margin for clocks that differ
         self._clock, self._sleep, self._lock = clock, sleep or self.stop.wait, threading.Lock()
-        self._due = self._last_page = clock()
+        self._due, self._throttled_since = clock(), float("inf")
         self._rcu, self._scanned, self._probing = 0.0, 0, False
 
     def wait(self, seconds: float) -> None:
@@ -363,7 +375,8 @@ class Pace:
     def settle(self, aside: float, page: Page | None) -> None:
         """Book what the page cost in place of what was set aside; None: it did not come."""
         with self._lock:
-            self._last_page = self._clock() if page else self._last_page
+            since = min(self._throttled_since, self._clock())
+            self._throttled_since = float("inf") if page else since
             if self._rate:
                 if page and page.consumed_rcu is None:
                     raise ScanError("--max-rcu: this endpoint does not report consumed capacity",
@@ -376,7 +389,7 @@ class Pace:
 
     def back_off(self, refusals: int) -> bool:
         """Wait after a page's n-th refusal, longer each time; False when patience has run out."""
-        if self._clock() - self._last_page > self.patience:
+        if self._clock() - self._throttled_since > self.patience:
             return False
         self.wait(random.uniform(0.5, 1.0) * min(5.0, 0.05 * 2**refusals))
         return True
@@ -616,12 +629,12 @@ def saving(scan: Scan, target: str | None) -> Iterator[Callable[[], None]]:
     It is written beside the target and takes its place when complete, which the caller says by
     calling what is yielded: the target is as it was before, or whole. Raises ScanError.
     """
-    if not target or target == "-":
+    if target in (None, "-"):
         if target:
             scan.each_page, scan.collect = json_lines, sys.stdout.buffer.write
         yield lambda: None
         return
-    path = Path(target).resolve()
+    path = Path(str(target)).resolve()
     # A pipe or a device is written to: there is nothing to replace.
     special = path.exists() and not path.is_file()
     part = path if special else path.with_name(f".{path.name}.{os.getpid()}")
@@ -638,7 +651,8 @@ def saving(scan: Scan, target: str | None) -> Iterator[Callable[[], None]]:
         raise ScanError(f"cannot write {target}: {error.strerror}") from error
     finally:
         if not special:
-            part.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # where a file stands for a folder, say
+                part.unlink()
 
 
 # --- The command line -------------------------------------------------------------------------
@@ -648,7 +662,7 @@ def number(low: int, high: int) -> Callable[[str], int]:
     """An argparse type: a whole number from `low` to `high`."""
 
     def parse(text: str) -> int:
-        if text.isascii() and text.isdigit() and low <= int(text) <= high:
+        if text.isascii() and text.isdigit() and len(text) < 12 and low <= int(text) <= high:
             return int(text)
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} to {high}")
 
@@ -675,7 +689,7 @@ def json_object(text: str) -> dict[str, Any]:
 
     try:
         value = json.loads(text, object_hook=binary)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise argparse.ArgumentTypeError(f"not JSON: {error}") from error
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError(f"not a JSON object: {text}")
@@ -769,6 +783,8 @@ def command(main: Callable[[list[str] | None], int]) -> Callable[..., int]:
 
 def leave(status: int) -> NoReturn:
     """End the process, without waiting for a worker inside a request that may never end."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # a second Ctrl-C is in vain: it ends now
+        signal.signal(number, signal.SIG_IGN)
     workers = [each for each in threading.enumerate() if each is not threading.current_thread()]
     for worker in workers:
         worker.join(0.5 / len(workers))

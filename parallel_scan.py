@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import gc
 import multiprocessing
 import os
 import queue
@@ -121,7 +120,7 @@ def start_process(connection: Connection, table_name: str, together: Barrier) ->
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
-    gc.set_threshold(10_000_000)  # as common.patient_collector does
+    common.patient_collector().__enter__()  # for as long as the process lives
     connection.open(table_name)
     together.wait()
 
