@@ -223,7 +223,7 @@ def take_items(
         if response_dict["status_code"] == 200:
             customized_response_dict["WireItems"] = answer.pop("Items", [])
             response_dict["body"] = json.dumps(answer).encode()
-    except (ValueError, AttributeError, zlib.error):
+    except (ValueError, AttributeError, TypeError, zlib.error):
         response_dict["body"] = b"{}"
 
 
@@ -391,7 +391,7 @@ class Pace:
         """Wait after a page's n-th refusal, longer each time; False when patience has run out."""
         if self._clock() - self._throttled_since > self.patience:
             return False
-        self.wait(random.uniform(0.5, 1.0) * min(5.0, 0.05 * 2**refusals))
+        self.wait(random.uniform(0.5, 1.0) * min(5.0, 0.05 * 2 ** min(refusals, 7)))
         return True
 
 

@@ -26,6 +26,7 @@ from common import Connection, Page, Scan, ScanMetrics, SegmentMetrics
 
 MOST_SEGMENTS = 1_000_000  # API reference, Scan, TotalSegments
 MOST_WORKERS = 64  # without --workers
+for_life = contextlib.ExitStack()  # what a worker process keeps until its end
 
 
 def parallel_scan(
@@ -120,7 +121,7 @@ def start_process(connection: Connection, table_name: str, together: Barrier) ->
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
-    common.patient_collector().__enter__()  # for as long as the process lives
+    for_life.enter_context(common.patient_collector())
     connection.open(table_name)
     together.wait()
 
