@@ -305,8 +305,11 @@ def patient_collector() -> Iterator[None]:
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
         ctypes.CDLL(None).mallopt(-3, 2**20)  # M_MMAP_THRESHOLD
-    thresholds = gc.get_threshold()
-    gc.set_threshold(10_000_000, *thresholds[1:])
+    thresholds, patient = gc.get_threshold(), 10_000_000
+    if thresholds[0] == patient:  # another scan in this process has seen to it
+        yield
+        return
+    gc.set_threshold(patient, *thresholds[1:])
     try:
         yield
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import gc
 import json
 import math
@@ -387,6 +388,13 @@ def test_the_collector_is_as_it_was_afterwards(lab: Lab, failing: bool) -> None:
     else:
         parallel_scan(scan, 2)
         assert inside[0] > before
+    assert gc.get_threshold() == before
+
+
+def test_the_collector_is_as_it_was_after_scans_that_overlap() -> None:
+    before = gc.get_threshold()
+    with contextlib.ExitStack() as longer, common.patient_collector():
+        longer.enter_context(common.patient_collector())
     assert gc.get_threshold() == before
 
 

@@ -334,7 +334,7 @@ def engine_url(engine_client: DynamoDBClient) -> str:
 @pytest.mark.parametrize(
     ("flags", "error", "hint"),
     [
-        ("--table-name Missing", "no table Missing at http", "tables there: GameLeaderboard"),
+        ("--table-name Missing", "no table Missing at http", "GameLeaderboard"),
         ("--table-name my!table", "'my!table' at 'tableName' failed to satisfy", ""),
         ("--table-name ab", "3", ""),
         ("--index-name Missing", "the specified index: Missing", ""),
