@@ -68,23 +68,24 @@ class Stopped(Exception):
 
 
 CREDENTIALS = "check the credentials and this machine's clock, or renew an expired token"
-NETWORK = "check the network, --region and --endpoint-url"
 REMEDIES = {  # by how DynamoDB's error code, or the name of botocore's exception, begins
-    "AccessDenied": "allow dynamodb:{operation} on table {table}",
-    "Expired": CREDENTIALS, "UnrecognizedClient": CREDENTIALS, "InvalidSignature": CREDENTIALS,
-    "InvalidClientToken": CREDENTIALS, "UnauthorizedSSO": CREDENTIALS, "SSO": CREDENTIALS,
-    "NoCredentials": "run aws configure, or try it without an account: python "
-                     "tests/local_dynamodb.py compare.py",
-    "PartialCredentials": "run aws configure, or complete the AWS_ variables",
-    "ProfileNotFound": "aws configure list-profiles shows the profiles there are",
-    "NoRegion": "add --region us-east-1, say, or set AWS_DEFAULT_REGION",
-    "Endpoint": NETWORK, "Connect": NETWORK, "ReadTimeout": NETWORK, "HTTPClient": NETWORK,
-    "SSL": NETWORK, "Proxy": NETWORK, "Checksum": NETWORK,
+    ("AccessDenied",): "allow dynamodb:{operation} on table {table}",
+    ("Expired", "UnrecognizedClient", "Invalid", "UnauthorizedSSO", "SSO"): CREDENTIALS,
+    ("NoCredentials",): "run aws configure, or try it without an account: "
+                        "python tests/local_dynamodb.py compare.py",
+    ("PartialCredentials",): "run aws configure, or complete the AWS_ variables",
+    ("ProfileNotFound",): "aws configure list-profiles shows the profiles there are",
+    ("NoRegion",): "add --region us-east-1, say; or try it without an account: "
+                   "python tests/local_dynamodb.py compare.py",
+    ("Endpoint", "Connect", "ReadTimeout", "HTTPClient", "SSL", "Proxy", "Checksum"):
+        "check the network, --region and --endpoint-url",
 }
 NAMES = """names may go into --expression-attribute-names as '{{"#mode": "mode"}}'"""
 VALUES = """values go into --expression-attribute-values as '{{":min": {{"N": "100"}}}}'"""
-REPAIRS = {"attribute name": NAMES, "reserved keyword": NAMES, "attribute value": VALUES,
-           "AttributeValues": VALUES}  # by words in what DynamoDB or botocore says of a request
+REPAIRS = {  # by words in what DynamoDB or botocore says of a request
+    "attribute name": NAMES, "reserved keyword": NAMES, "attribute value": VALUES,
+    "parameter ExpressionAttributeValues": VALUES, "in ExpressionAttributeValues": VALUES,
+}
 
 
 def explained(error: ClientError | BotoCoreError, table_name: str) -> ScanError:
@@ -169,7 +170,7 @@ class Connection:
             raise explained(error, table_name) from error
         except BotoCoreError as error:
             raise explained(error, table_name) from error
-        except KeyError as error:  # the answer lacks what is in each of DynamoDB's
+        except (KeyError, UnicodeDecodeError) as error:  # no answer of DynamoDB's
             url = self.client().meta.endpoint_url
             raise ScanError(f"{url} does not answer as DynamoDB does",
                             "check --endpoint-url, and any proxy on the way") from error
@@ -184,17 +185,22 @@ class Connection:
 
         Returns the seconds it took, and the items that the table is said to have, or 0.
         """
-        started, together = time.perf_counter(), threading.Barrier(self.connections)
+        started, together = time.perf_counter(), threading.Barrier(self.connections, timeout=60)
 
         def connect(_: int) -> int:
             together.wait()  # or one connection would serve them all
             try:
-                return self.client().describe_table(TableName=table_name)["Table"]["ItemCount"]
+                table = self.client().describe_table(TableName=table_name)["Table"]
             except ClientError:
                 return 0  # the connection is open, and the scan will say what is wrong
+            return table.get("ItemCount", 0)
 
-        with self.explaining(table_name), ThreadPoolExecutor(self.connections) as pool:
-            counts = list(pool.map(connect, range(self.connections)))
+        pool = ThreadPoolExecutor(self.connections)
+        try:
+            with self.explaining(table_name):
+                counts = list(pool.map(connect, range(self.connections)))
+        finally:
+            pool.shutdown(wait=False)  # an interrupt waits for no answer
         return time.perf_counter() - started, counts[0]
 
 
@@ -213,14 +219,14 @@ def take_items(
     """before-parse hook: decode the items here, in C, and leave botocore all the rest.
 
     botocore visits each attribute in Python, under the GIL: that is what keeps threads from
-    being any faster. An answer that cannot be read is handed on empty, and then fails the CRC
-    check, which botocore makes later and on the bytes as they came, or the one in `fetch`.
+    being any faster. A 200 that cannot be read becomes an empty answer, which is then rejected
+    by botocore's CRC check, made later and on the bytes as they came, or else by `fetch`.
     """
     try:
         if response_dict["headers"].get("Content-Encoding") == "gzip":
             response_dict["body"] = zlib.decompress(response_dict["body"], wbits=31)
-        answer = json.loads(response_dict["body"])
         if response_dict["status_code"] == 200:
+            answer = json.loads(response_dict["body"])
             customized_response_dict["WireItems"] = answer.pop("Items", [])
             response_dict["body"] = json.dumps(answer).encode()
     except (ValueError, AttributeError, TypeError, zlib.error):
@@ -241,10 +247,10 @@ def raise_throttled(parsed_response: Any, context: dict[str, Any], **_: Any) -> 
 
 @dataclass
 class Page:
-    """What one Scan request brought; its items have been through `each_page` to `result`.
+    """What one Scan request brought; `result` is what `each_page` made of its items.
 
-    In seconds: `started` by time.perf_counter, `waited` for capacity from then on, `seconds`
-    for the request that was answered at last, `cpu_seconds` of the thread that made it.
+    In seconds: `started` by time.perf_counter, `waited` from then until the request that was
+    answered was sent, `seconds` for that request, `cpu_seconds` of its thread in `process`.
     """
 
     items: int
@@ -258,6 +264,7 @@ class Page:
     refusals: list[str] = field(default_factory=list)
     started: float = 0.0
     waited: float = 0.0
+    process: int = field(default_factory=os.getpid)
 
 
 EachPage = Callable[[list[Item]], Any]
@@ -270,6 +277,7 @@ def fetch(connection: Connection, request: dict[str, Any], each_page: EachPage |
     Raises Throttled, or ScanError for what botocore's retries did not mend.
     """
     started, cpu_started = time.perf_counter(), time.thread_time()
+    # In this call the hooks above put the items into answer["WireItems"], or raise Throttled.
     with connection.explaining(request["TableName"]) as client:
         answer: Any = client.scan(**request)
         count, scanned = answer["Count"], answer["ScannedCount"]
@@ -288,7 +296,7 @@ def fetch(connection: Connection, request: dict[str, Any], each_page: EachPage |
 
 
 def wire_form(value: Any) -> Any:
-    """What botocore parsed, as it was on the wire: only binary differs, it was base64 text."""
+    """Undo botocore's parsing: binary becomes base64 text again."""
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
     if isinstance(value, dict):
@@ -301,7 +309,7 @@ def patient_collector() -> Iterator[None]:
     """Inside, the garbage collector does not walk each page, which is freed without its help.
 
     Cycles are still collected, only later. And glibc gives a page's large blocks back at once:
-    it would learn not to from the first, and its heap would then grow with the table.
+    unless its threshold is set, it raises it, and keeps ever more of such memory.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
         ctypes.CDLL(None).mallopt(-3, 2**20)  # M_MMAP_THRESHOLD
@@ -336,8 +344,10 @@ class Pace:
         self.patience, self.stop, self.waiting = patience, threading.Event(), 0
         self._rate = max_rcu and max_rcu * 0.98  # a margin for clocks that differ
         self._clock, self._sleep, self._lock = clock, sleep or self.stop.wait, threading.Lock()
-        self._due, self._throttled_since = clock(), float("inf")
-        self._rcu, self._scanned, self._probing = 0.0, 0, False
+        self._due, self._throttled_since = clock(), float("inf")  # due: the next request's turn
+        self._rcu, self._scanned = 0.0, 0  # of all pages, to know what an item costs
+        self._probing = False  # whether the first page is under way, its cost not yet known
+        self.refusals: dict[str, int] = {}
 
     def wait(self, seconds: float) -> None:
         """Wait for capacity. Raises Stopped as soon as the scan is over."""
@@ -369,17 +379,19 @@ class Pace:
                     limit = max(1, int(page_rcu / item_rcu)) if item_rcu else 25
                     limit = min(limit, request.get("Limit", limit))
                     aside, self._probing = min(full_page, limit * item_rcu), not item_rcu
-                    # A timer that woke late is made good, up to a tenth of a second.
+                    # Who woke late catches up, by at most a tenth of a second.
                     self._due = max(self._due, now - 0.1) + aside / self._rate
                     return {**request, "Limit": limit}, aside
             # In short steps: a page that cost less than was set aside brings the turn forward.
             self.wait(min(max(self._due - now, 0.005), 0.05))
 
-    def settle(self, aside: float, page: Page | None) -> None:
-        """Book what the page cost in place of what was set aside; None: it did not come."""
+    def settle(self, aside: float, page: Page | None, refusal: str = "") -> None:
+        """Book what the page cost in place of what was set aside, or that it was refused."""
         with self._lock:
             since = min(self._throttled_since, self._clock())
             self._throttled_since = float("inf") if page else since
+            if refusal:
+                self.refusals[refusal] = self.refusals.get(refusal, 0) + 1
             if self._rate:
                 if page and page.consumed_rcu is None:
                     raise ScanError("--max-rcu: this endpoint does not report consumed capacity",
@@ -417,6 +429,13 @@ class Scan:
     collect: Callable[[Any], object] | None = None
     executor: Executor | None = None
     expected_items: int = 0
+    connect_seconds: float = 0.0
+    complete: bool = False
+
+    def open(self) -> None:
+        """Open the connections before the clock starts. Raises ScanError."""
+        table_name = self.request["TableName"]
+        self.connect_seconds, self.expected_items = self.connection.open(table_name)
 
     def pages(self, **segment: int) -> Iterator[Page]:
         """The page loop: every page of the table, or of the segment these parameters name.
@@ -445,7 +464,7 @@ class Scan:
                     job = self.executor.submit(fetch, self.connection, cut, self.each_page)
                     page = job.result()
             except Throttled as throttled:
-                self.pace.settle(aside, None)
+                self.pace.settle(aside, None, throttled.reason)
                 refusals.append(throttled.reason)
                 retried += throttled.retried
                 if not self.pace.back_off(len(refusals)):
@@ -538,20 +557,22 @@ class ScanMetrics(Tally):
                 segment.waits.append((page.started - started, page.waited))
             segment.seconds = page.started + page.waited + page.seconds - started - segment.started
             self.page_seconds.append(page.seconds)
-            for reason in page.refusals:
-                self.throttling_reasons[reason] = self.throttling_reasons.get(reason, 0) + 1
-            self.cpu_seconds += page.cpu_seconds if scan.executor else 0.0
+            self.cpu_seconds += page.cpu_seconds if page.process != os.getpid() else 0.0
             if scan.collect:
                 scan.collect(page.result)
 
         try:
             with patient_collector(), progress(self, scan):
                 yield account
-            self.complete = True
+            self.complete = scan.complete = True
         except KeyboardInterrupt:
             self.complete = False
         finally:
             scan.pace.stop.set()
+            # Of all workers, those included whose page was still to come.
+            self.throttling_reasons = dict(scan.pace.refusals)
+            self.throttled_requests = sum(self.throttling_reasons.values())
+            self.connect_seconds = scan.connect_seconds
             self.seconds = time.perf_counter() - started
             self.cpu_seconds += time.process_time() - cpu_started
             self.segments.sort(key=lambda each: each.segment)
@@ -577,6 +598,7 @@ class ScanMetrics(Tally):
             ("Median page", median, f"{median:.3f} s"),
             ("Slowest page", slowest, f"{slowest:.3f} s"),
             ("Workers", self.workers, f"{self.workers:,}"),
+            ("Connecting, before", self.connect_seconds, f"{self.connect_seconds:.2f} s"),
             ("CPU time, client", self.cpu_seconds, f"{self.cpu_seconds:.2f} s"),
             ("Throttled requests", self.throttled_requests, f"{self.throttled_requests:,}"),
             ("Retried requests", self.retried_requests, f"{self.retried_requests:,}"),
@@ -595,7 +617,7 @@ def progress(metrics: ScanMetrics, scan: Scan) -> Iterator[None]:
             f"{metrics.items:,} items" + (f" ({share:.0%})" if share else ""),
             f"{metrics.items / seconds:,.0f}/s",
             "" if rcu is None else f"{rcu:,.0f} RCU ({rcu / seconds:,.1f}/s)",
-            f"{seconds / share - seconds:,.0f} s left" if share else "",
+            f"{seconds / share - seconds:,.0f} s left" if share and not scan.pace.waiting else "",
             f"{scan.pace.waiting} waiting for capacity" if scan.pace.waiting else "",
         ]))
 
@@ -626,28 +648,29 @@ def json_lines(items: list[Item]) -> bytes:
 
 
 @contextlib.contextmanager
-def saving(scan: Scan, target: str | None) -> Iterator[Callable[[], None]]:
+def saving(scan: Scan, target: str | None) -> Iterator[None]:
     """Have the scan that runs inside written to `target`; "-" is standard output.
 
-    It is written beside the target and takes its place when complete, which the caller says by
-    calling what is yielded: the target is as it was before, or whole. Raises ScanError.
+    It is written beside the target and takes its place when complete: the target is as it was
+    before, or whole. Raises ScanError.
     """
     if target in (None, "-"):
         if target:
             scan.each_page, scan.collect = json_lines, sys.stdout.buffer.write
-        yield lambda: None
+        yield
         return
     path = Path(str(target)).resolve()
     # A pipe or a device is written to: there is nothing to replace.
     special = path.exists() and not path.is_file()
     part = path if special else path.with_name(f".{path.name}.{os.getpid()}")
-    whole: list[bool] = []
     try:
         with part.open("wb") as stream:
             scan.each_page, scan.collect = json_lines, stream.write
-            yield lambda: whole.append(True)
-        if whole and not special:
+            yield
+        if scan.complete and not special:
             part.replace(path)
+        elif not scan.complete:
+            print(f"{target} was not written: the scan is incomplete", file=sys.stderr)
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -699,11 +722,19 @@ def json_object(text: str) -> dict[str, Any]:
     return value
 
 
-def scan_parser(description: str, save: bool = True) -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """argparse, with wrong usage said as every other failure is."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ScanError(message, f"{self.prog} --help lists the flags", 2)
+
+
+def scan_parser(description: str, save: bool = True) -> Parser:
     """The flags the scripts share. A `dest` that begins with a capital is Scan's parameter."""
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    parser = Parser(description=description, allow_abbrev=False)
     flag = parser.add_argument
-    flag("--table-name", dest="TableName", default="GameLeaderboard", metavar="NAME")
+    flag("--table-name", dest="TableName", default="GameLeaderboard", metavar="NAME",
+         help="default: GameLeaderboard")
     flag("--index-name", dest="IndexName", metavar="NAME", help="scan this index instead")
     flag("--consistent-read", dest="ConsistentRead", action="store_true", default=None,
          help="see every write made before; costs twice the capacity")
@@ -711,7 +742,8 @@ def scan_parser(description: str, save: bool = True) -> argparse.ArgumentParser:
          help="COUNT: only count, no item crosses the network")
     flag("--filter-expression", dest="FilterExpression", metavar="EXPR",
          help="keep what matches; the rest costs capacity all the same")
-    flag("--projection-expression", dest="ProjectionExpression", metavar="EXPR")
+    flag("--projection-expression", dest="ProjectionExpression", metavar="EXPR",
+         help="the attributes to return; the others are read and paid for too")
     flag("--expression-attribute-names", dest="ExpressionAttributeNames", type=json_object,
          metavar="JSON", help="""such as '{"#mode": "game_mode"}'""")
     flag("--expression-attribute-values", dest="ExpressionAttributeValues", type=json_object,
@@ -721,18 +753,22 @@ def scan_parser(description: str, save: bool = True) -> argparse.ArgumentParser:
     flag("--max-rcu", type=rate, metavar="R",
          help="take at most R read capacity units a second, all workers together")
     flag("--compress", action="store_true", help="ask for gzip, for a slow link")
-    flag("--region", help="default for this and the next two: what boto3 resolves")
-    flag("--profile")
-    flag("--endpoint-url", metavar="URL")
-    flag("--output", choices=["table", "json"], default="table")
+    flag("--region", help="default: what boto3 finds")
+    flag("--profile", help="default: what boto3 finds")
+    flag("--endpoint-url", metavar="URL", help="default: what boto3 finds")
+    flag("--output", choices=["table", "json"], default="table",
+         help="json: one object, for a program (default: table)")
     if save:
-        flag("--save", metavar="FILE", help="write every item, one JSON object a line; - is stdout")
+        flag("--save", metavar="FILE", type=lambda file: "-" if file == "/dev/stdout" else file,
+             help="write every item, one JSON object a line; - is standard output")
     return parser
 
 
 def scan_from(args: argparse.Namespace, workers: int = 1) -> Scan:
     """The scan the flags ask for."""
     connection = Connection(args.region, args.profile, args.endpoint_url, workers, args.compress)
+    if args.Select == "COUNT" and getattr(args, "save", None) is not None:
+        raise ScanError("--save needs the items, and --select COUNT brings none", status=2)
     given = {name: value for name, value in vars(args).items() if value is not None}
     request = {name: value for name, value in given.items() if name[0].isupper()}
     return Scan(connection, request, Pace(args.max_rcu))
@@ -747,20 +783,32 @@ def report(metrics: ScanMetrics, args: argparse.Namespace, timeline: str = "") -
         print(json.dumps(metrics.as_json()), file=stream)
     else:
         rows = [(label, text) for label, _, text in metrics.rows()]
-        print(tabulate(rows, disable_numparse=True), timeline, sep="\n", file=stream)
+        print(tabulate(rows, disable_numparse=True), file=stream)
+        print(timeline, end="\n" * bool(timeline), file=stream)
         for reason, times in metrics.throttling_reasons.items():
             print(f"Throttled {times} times: {reason}", file=stream)
         if not metrics.complete:
-            print("Interrupted: this is what was measured until then.", file=stream)
+            print("Interrupted: this is what was measured until then; pages still waited for are "
+                  "not in it.", file=stream)
     return 0 if metrics.complete else 130
 
 
 def command(main: Callable[[list[str] | None], int]) -> Callable[..., int]:
     """The one handler at the top: a failure is an `error:` line, and a `hint:` with its remedy."""
 
+    def interrupt(*_: object) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):  # a second one would cut the report off
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
     @functools.wraps(main)
     def guarded(argv: list[str] | None = None) -> int:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, interrupt)
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, interrupt)
+        for name in ("stdout", "stderr"):
+            if getattr(sys, name) is None:  # closed, as by >&-
+                setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
         try:
             status = main(argv)
             sys.stdout.flush()
@@ -786,8 +834,6 @@ def command(main: Callable[[list[str] | None], int]) -> Callable[..., int]:
 
 def leave(status: int) -> NoReturn:
     """End the process, without waiting for a worker inside a request that may never end."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # a second Ctrl-C is in vain: it ends now
-        signal.signal(number, signal.SIG_IGN)
     workers = [each for each in threading.enumerate() if each is not threading.current_thread()]
     for worker in workers:
         worker.join(0.5 / len(workers))

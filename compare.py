@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shlex
 import statistics
 import sys
 from collections.abc import Sequence
@@ -44,8 +46,8 @@ class Table:
         table = connection.describe(name)
         # A table created as provisioned has no summary (API reference, DescribeTable).
         mode = table.get("BillingModeSummary", {}).get("BillingMode", "PROVISIONED")
-        rcu = table["ProvisionedThroughput"]["ReadCapacityUnits"] if mode == "PROVISIONED" else None
-        return cls(name, table["ItemCount"], table["TableSizeBytes"], rcu, mode)
+        rcu = table.get("ProvisionedThroughput", {}).get("ReadCapacityUnits") or None
+        return cls(name, table.get("ItemCount", 0), table.get("TableSizeBytes", 0), rcu, mode)
 
     def facts(self, endpoint: str) -> str:
         """What the table is, in a line."""
@@ -53,18 +55,20 @@ class Table:
         return (f"{self.name} at {endpoint}: about {self.item_count:,} items, "
                 f"{self.size_bytes / 1e6:,.1f} MB; read capacity: {capacity}")
 
-    def cost(self, scans: int, consistent: bool) -> str:
+    def cost(self, scans: int, consistent: bool, max_rcu: float | None = None) -> str:
         """What `scans` scans will take from the table, before they do."""
         one = self.size_bytes / 4096 * (1 if consistent else 0.5)
         text = f"{scans} scans of the whole table will consume about {scans * one:,.0f} RCU"
+        if max_rcu:
+            return f"{text}, at {max_rcu:g} a second in {scans * one / max_rcu:,.0f} s or more"
         if self.read_capacity is None:
             return f"{text}, billed by the request"
         burst = self.read_capacity * BURST_SECONDS
+        text = f"{text}; unused capacity of {BURST_SECONDS} s would be {burst:,}"
         if scans * one <= burst:
-            return f"{text}; a full burst bucket holds {burst:,}"
+            return text
         rest = (scans * one - burst) / self.read_capacity
-        return (f"{text}; a full burst bucket holds {burst:,}: throttled from scan "
-                f"{int(burst / one) + 1} on, for about {rest:,.0f} s in all")
+        return f"{text}: throttled from scan {int(burst / one) + 1} on, for {rest:,.0f} s or more"
 
 
 # --- The scans --------------------------------------------------------------------------------
@@ -91,8 +95,11 @@ class Result:
         return min(times), max(times)
 
     @property
-    def throttled(self) -> bool:
-        return any(run.throttled_requests for run in self.runs)
+    def mark(self) -> str:
+        """Why its time is not comparable, or nothing."""
+        if not all(run.complete for run in self.runs):
+            return "interrupted"
+        return "throttled" if any(run.throttled_requests for run in self.runs) else ""
 
     def faster_than(self, other: Result) -> float:
         """How many times faster, by the medians."""
@@ -127,13 +134,11 @@ def compare(args: argparse.Namespace, counts: Sequence[int]) -> list[Result]:
         for result, segments in reversed(ways) if run % 2 else ways:
             workers = min(args.workers or MOST_WORKERS, max(segments, 1))
             scan = common.scan_from(args, workers)
-            with ready(scan, workers, args.executor if segments else "thread") as opened:
-                scan.expected_items = opened[1]
+            with ready(scan, workers, args.executor if segments else "thread"):
                 if segments:
                     metrics = parallel_scan(scan, segments, workers)
                 else:
                     metrics = sequential_scan(scan)
-            metrics.connect_seconds = opened[0]
             result.runs.append(metrics)
             if not metrics.complete:
                 return [result for result in results if result.runs]
@@ -166,8 +171,8 @@ def change(before: float | None, after: float | None) -> str:
 
 def pace_in_words(result: Result, sequential: Result) -> str:
     """How much faster or slower, where that can be told."""
-    if result.throttled or sequential.throttled:
-        return "throttled: not comparable"
+    if mark := result.mark or sequential.mark:
+        return f"{mark}: not comparable"
     if not result.differs_from(sequential):
         return "no measurable difference"
     times = result.faster_than(sequential)
@@ -187,30 +192,28 @@ def side_by_side(results: Sequence[Result]) -> str:
             if len(sequential.runs) > 1:
                 texts = ["{:.2f} s ({:.2f} to {:.2f})".format(result.seconds, *result.spread)
                          for result in results]
-        rows.append([label, *texts, words])
-    heads = [result.label + (" (throttled)" if result.throttled else "") for result in results]
+        rows.append([label, *texts, words][: 2 * len(results)])  # one scan has no difference
+    heads = [result.label + (f" ({result.mark})" if result.mark else "") for result in results]
     last = "Difference" if len(results) == 2 else f"{chosen.label}: difference"
-    return tabulate(rows, ["", *heads, last], disable_numparse=True)
+    return tabulate(rows, ["", *heads, last][: 2 * len(results)], disable_numparse=True)
 
 
-def verdict(results: Sequence[Result]) -> str:
+def verdict(results: Sequence[Result], executor: str) -> str:
     """One line in plain English."""
-    sequential, chosen = results[0], best(results[1:])
-    words = pace_in_words(chosen, sequential)
-    if sequential.throttled or chosen.throttled:
+    sequential, chosen = results[0], best(results[1:] or results)
+    marks = {result.mark for result in results}
+    if "interrupted" in marks:
+        return "Interrupted: this is what was measured until then."
+    if sequential.mark or chosen.mark:
         return "Throttled: the table's capacity set the time, not the way of scanning."
     if sequential.typical.pages == 1:
-        return (f"The whole table fits in one page, which one request reads: there is little to "
-                f"gain, here {sequential.seconds - chosen.seconds:+.2f} s, and each segment "
-                "costs a request.")
-    bound = "the client's CPU" if client_bound(chosen.typical) else "the table"
+        saved = sequential.seconds - chosen.seconds
+        return ("The whole table fits in one page, which one request reads: there is little to "
+                f"gain (here {abs(saved):.2f} s {'less' if saved > 0 else 'more'}), and each "
+                "segment costs a request.")
     rcu = change(sequential.typical.consumed_rcu, chosen.typical.consumed_rcu)
-    return f"{chosen.label}: {words}, consumed capacity {rcu}; what limits it now is {bound}."
-
-
-def client_bound(metrics: ScanMetrics) -> bool:
-    """Whether the client was computing, not waiting, for most of the time."""
-    return metrics.cpu_seconds > 0.8 * metrics.seconds
+    words, limited = pace_in_words(chosen, sequential), limit(chosen.typical, executor)
+    return f"{chosen.label}: {words}, consumed capacity {rcu}; the limit now is the {limited}."
 
 
 def warnings(results: Sequence[Result]) -> list[str]:
@@ -220,9 +223,9 @@ def warnings(results: Sequence[Result]) -> list[str]:
     if len(found) > 1:
         said.append(f"The scans found from {min(found)[0]:,} to {max(found)[0]:,} items: the table "
                     "changed under them.")
-    if any(result.throttled for result in results):
+    if any(result.mark == "throttled" for result in results):
         said.append("The time of a throttled scan has its wait for capacity in it.")
-    if change(one.consumed_rcu, best_one.consumed_rcu).endswith("%"):
+    if best_one.complete and change(one.consumed_rcu, best_one.consumed_rcu).endswith("%"):
         empty = sum(not segment.scanned for segment in best_one.segments)
         said.append(f"{best_one.consumed_rcu:,.1f} RCU in {segments_of(best_one.total_segments)}, "
                     f"{one.consumed_rcu:,.1f} in one scan: each page is rounded up to 4 KB, and "
@@ -230,32 +233,53 @@ def warnings(results: Sequence[Result]) -> list[str]:
     return said
 
 
-def advice(table: Table, results: Sequence[Result], executor: str) -> list[str]:
-    """What to try next, by what was measured: three lines at most, the most telling first."""
+def limit(metrics: ScanMetrics, executor: str) -> str:
+    """What set the time: the client, if its cores were computing for most of it, or the table."""
+    cores = 1 if executor == "thread" else min(metrics.workers, os.cpu_count() or 1)
+    return "client" if metrics.cpu_seconds > 0.8 * metrics.seconds * cores else "table"
+
+
+def advice(table: Table, results: Sequence[Result], executor: str, flags: str = "") -> list[str]:
+    """What to try next, by what was measured: three lines at most, the most telling first.
+
+    `flags` are what the commands need to reach the same table.
+    """
     sequential, chosen = results[0].typical, best(results[1:]).typical
     most, count = results[-1].typical.total_segments, chosen.total_segments
     sizes = [segment.scanned for segment in chosen.segments]
     uneven = max(sizes) * len(sizes) / max(1, sum(sizes))
     rcu, lines = table.read_capacity, []
+    lab = os.environ.get("LOCAL_LAB", "")  # what the local lab, if it runs this, was started with
     if rcu is not None and rcu < LAB_RCU:
-        lines.append(f"The table has {rcu} RCU, the lab's has {LAB_RCU}: ./restore_capacity.sh")
-    if any(result.throttled for result in results):
+        lines.append(f"The table has {rcu} RCU, the lab's has {LAB_RCU}: "
+                     f"{lab}./restore_capacity.sh {shlex.quote(table.name)}")
+    if any(result.mark == "throttled" for result in results):
         lines.append("Capacity is the bottleneck; to keep within it, and leave others theirs: "
-                     f"python parallel_scan.py --max-rcu {rcu or 100}")
+                     f"{lab}python parallel_scan.py{flags} --max-rcu {rcu or 100}")
     if sequential.pages == 1:
         lines.append("A larger table has something to split: python tests/local_dynamodb.py "
                      "--items 200000 --read-capacity 0 compare.py")
-    elif client_bound(chosen) and executor == "thread":
+    elif limit(chosen, executor) == "client" and executor == "thread":
         lines.append("The client's CPU is the bottleneck; to use every core: "
-                     f"python compare.py --executor process --total-segments {count}")
+                     f"{lab}python compare.py{flags} --executor process "
+                     f"--total-segments {count}")
     if uneven > 2 and chosen.workers == len(sizes) > 1 and sequential.pages > 1:
         lines.append(f"The largest segment is {uneven:.1f} times the mean, {sizes.count(0)} of "
-                     f"{len(sizes)} are empty; to let free workers take the next of many: python "
-                     f"compare.py --total-segments {count * 8} --workers {count}")
-    if most > count:
+                     f"{len(sizes)} are empty; to let free workers take the next of many: "
+                     f"{lab}python compare.py{flags} --workers {count} "
+                     f"--total-segments {min(count * 8, MOST_SEGMENTS)}")
+    if most > count and not any(result.mark for result in results):
         lines.append(f"{segments_of(most)} are no faster than {count}: "
-                     f"python parallel_scan.py --total-segments {count}")
+                     f"{lab}python parallel_scan.py{flags} --total-segments {count}")
     return lines[:3]
+
+
+def table_flags(args: argparse.Namespace) -> str:
+    """The flags that lead to the same table, for commands to paste."""
+    name = None if args.TableName == "GameLeaderboard" else args.TableName
+    given = {"--table-name": name, "--region": args.region, "--profile": args.profile,
+             "--endpoint-url": args.endpoint_url}
+    return "".join(f" {flag} {shlex.quote(value)}" for flag, value in given.items() if value)
 
 
 @common.command
@@ -263,7 +287,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = common.scan_parser("Scan a table both ways, and compare.", save=False)
     flag = parser.add_argument
     flag("--total-segments", type=common.number(1, MOST_SEGMENTS), nargs="+", default=[4],
-         metavar="N", help="a parallel scan, and a column, for each")
+         metavar="N", help="a parallel scan, and a column, for each (default: 4)")
     flag("--runs", type=common.number(1, 1000), default=1, metavar="R",
          help="run each scan R times, and show the median and the spread")
     worker_flags(parser)
@@ -272,26 +296,25 @@ def main(argv: list[str] | None = None) -> int:
     connection = common.scan_from(args).connection
     table = Table.described(connection, args.TableName)
     scans = args.runs * (1 + len(counts))
-    print(table.cost(scans, bool(args.ConsistentRead)), file=sys.stderr)
+    print(table.cost(scans, bool(args.ConsistentRead), args.max_rcu), file=sys.stderr)
     results = compare(args, counts)
-    whole = len(results) == 1 + len(counts) and results[-1].runs[-1].complete
-    notes = warnings(results)
-    advised = advice(table, results, args.executor) if whole else []
-    summary = verdict(results) if whole else "Interrupted: this is what was measured until then."
+    whole = len(results) == 1 + len(counts) and all(r.mark != "interrupted" for r in results)
+    said, noted = verdict(results, args.executor), warnings(results)
+    advised = advice(table, results, args.executor, table_flags(args)) if whole else []
     if args.output == "json":
         print(json.dumps({
             "table": vars(table),
             "results": [result.as_json(results[0]) for result in results],
             "best": best(results[1:]).typical.total_segments if whole else None,
-            "verdict": summary,
-            "warnings": notes,
+            "verdict": said,
+            "warnings": noted,
             "advice": advised,
         }))
     else:
         print(table.facts(connection.client().meta.endpoint_url), end="\n\n")
-        print(side_by_side(results), summary, sep="\n\n", end="\n\n")
+        print(side_by_side(results), said, sep="\n\n", end="\n\n")
         print(timeline([results[0].typical, best(results[1:] or results).typical]))
-        print(*(f"- {line}" for line in notes + advised), sep="\n")
+        print(*(f"- {line}" for line in noted + advised), sep="\n")
     return 0 if whole else 130
 
 

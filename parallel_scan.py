@@ -1,6 +1,7 @@
 """Scan a DynamoDB table in segments, several at a time, and measure it.
 
 python parallel_scan.py [--total-segments N] [--workers W] [--save FILE]; --help lists every flag.
+Read `Scan.pages` in common.py first: this runs it once for each segment.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing.synchronize import Barrier
 
 import common
-from common import Connection, Page, Scan, ScanMetrics, SegmentMetrics
+from common import Connection, Page, Scan, ScanError, ScanMetrics, SegmentMetrics
 
 MOST_SEGMENTS = 1_000_000  # API reference, Scan, TotalSegments
 MOST_WORKERS = 64  # without --workers
@@ -65,14 +66,22 @@ def parallel_scan(
             for worker in range(workers):
                 pool.submit(work, worker).add_done_callback(done.put)
             working = workers
-            while working:
-                message = done.get()
-                if isinstance(message, Future):
-                    message.result()  # raises what ended the worker
-                    working -= 1
-                else:
-                    account(*message)
-                    room.release()
+            try:
+                while working:
+                    message = done.get()
+                    if isinstance(message, Future):
+                        # A worker's end. If that is an error, result() raises it, `measured` sets
+                        # scan.pace.stop, and the other workers end with Stopped.
+                        message.result()
+                        working -= 1
+                    else:
+                        account(*message)
+                        room.release()
+            except KeyboardInterrupt:
+                while not done.empty():  # pages that came before it
+                    if not isinstance(message := done.get(), Future):
+                        account(*message)
+                raise
     finally:
         room.release(workers)  # for those that wait to hand over a page nobody wants now
         pool.shutdown(wait=False)
@@ -83,19 +92,19 @@ def parallel_scan(
 
 
 @contextlib.contextmanager
-def ready(scan: Scan, workers: int, kind: str) -> Iterator[tuple[float, int]]:
+def ready(scan: Scan, workers: int, kind: str) -> Iterator[None]:
     """Start what the workers need before the clock does: a connection each, or a process each.
 
-    `kind` is "thread" or "process". Yields what `Connection.open` returns. Raises ScanError when
-    DynamoDB cannot be reached.
+    `kind` is "thread" or "process". Raises ScanError when DynamoDB cannot be reached.
     """
     if kind == "thread":
-        yield scan.connection.open(scan.request["TableName"])
+        scan.open()
+        yield
         return
     started, context = time.perf_counter(), multiprocessing.get_context("spawn")
     scan.connection = dataclasses.replace(scan.connection, connections=1)
-    _, items = scan.connection.open(scan.request["TableName"])
-    together = context.Barrier(workers)  # or the first one up would do the others' work
+    scan.open()
+    together = context.Barrier(workers)  # or the first one up would take the others' first jobs
     prepare = (scan.connection, scan.request["TableName"], together)
     scan.executor = pool = ProcessPoolExecutor(workers, context, start_process, prepare)
     on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which the processes inherit
@@ -104,7 +113,8 @@ def ready(scan: Scan, workers: int, kind: str) -> Iterator[tuple[float, int]]:
     try:
         for job in first_jobs:
             job.result()
-        yield time.perf_counter() - started, items
+        scan.connect_seconds = time.perf_counter() - started
+        yield
     finally:
         for process in multiprocessing.active_children():
             process.terminate()
@@ -122,7 +132,8 @@ def start_process(connection: Connection, table_name: str, together: Barrier) ->
 
     threading.Thread(target=follow, daemon=True).start()
     for_life.enter_context(common.patient_collector())
-    connection.open(table_name)
+    with contextlib.suppress(ScanError):  # the scan will say it
+        connection.open(table_name)
     together.wait()
 
 
@@ -130,18 +141,18 @@ def start_process(connection: Connection, table_name: str, together: Barrier) ->
 
 
 def timeline(scans: Sequence[ScanMetrics]) -> str:
-    """The scans on one time axis, a bar a segment; beyond 20 segments, a bar for some workers."""
-    width = shutil.get_terminal_size().columns
-    reading, waiting = "█░" if encodable("█░", sys.stdout.encoding) else "#."
+    """The scans on one time axis, 20 bars at most: one for each segment, or a group of workers."""
+    width, most = shutil.get_terminal_size().columns, 21 - len(scans)
+    known = b"?" not in "█░".encode(sys.stdout.encoding or "ascii", "replace")
+    reading, waiting = "█░" if known else "#."
     end = max(scan.seconds for scan in scans) or 1.0
     rows: dict[str, list[SegmentMetrics]] = {}
     for scan in scans:
-        groups = min(20, scan.workers)
+        together = -(-scan.workers // most)  # workers in a bar
         for each in scan.segments:
             label = scan.mode if scan.mode == "sequential" else f"segment {each.segment}"
-            if len(scan.segments) > 20:
-                first = -(-(each.worker * groups // scan.workers) * scan.workers // groups)
-                label = f"worker {first}" + ("+" if scan.workers > groups else "")
+            if len(scan.segments) > most:
+                label = f"worker {each.worker // together * together}" + "+" * (together > 1)
             rows.setdefault(label, []).append(each)
     room = max(map(len, rows), default=0) + 1
     cells = max(10, width - room - 2)
@@ -167,13 +178,6 @@ def timeline(scans: Sequence[ScanMetrics]) -> str:
     return "\n".join(lines)
 
 
-def encodable(text: str, encoding: str) -> bool:
-    """Whether the terminal's encoding has these characters."""
-    with contextlib.suppress(UnicodeEncodeError, LookupError):
-        return bool(text.encode(encoding))
-    return False
-
-
 def share(text: str) -> range:
     """An argparse type: "A-B", segments A to B inclusive."""
     match = re.fullmatch(r"(\d{1,7})-(\d{1,7})", text, re.ASCII)
@@ -196,7 +200,8 @@ def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = common.scan_parser("Scan a table in segments, several at a time, and measure it.")
     flag = parser.add_argument
-    flag("--total-segments", type=common.number(1, MOST_SEGMENTS), default=4, metavar="N")
+    flag("--total-segments", type=common.number(1, MOST_SEGMENTS), default=4, metavar="N",
+         help="the parts that DynamoDB divides the table into (default: 4)")
     flag("--segments", type=share, metavar="A-B",
          help="scan only these of them, counted from 0: this machine's share")
     worker_flags(parser)
@@ -206,12 +211,9 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--segments: of {args.total_segments} the last is {args.total_segments - 1}")
     workers = min(args.workers or MOST_WORKERS, len(segments))
     scan = common.scan_from(args, workers)
-    with common.saving(scan, args.save) as finish, ready(scan, workers, args.executor) as opened:
-        scan.expected_items = opened[1] * len(segments) // args.total_segments
+    with common.saving(scan, args.save), ready(scan, workers, args.executor):
+        scan.expected_items = scan.expected_items * len(segments) // args.total_segments
         metrics = parallel_scan(scan, args.total_segments, workers, segments)
-        if metrics.complete:
-            finish()
-    metrics.connect_seconds = opened[0]
     return common.report(metrics, args, timeline([metrics]))
 
 

@@ -1,6 +1,7 @@
 """Scan a whole DynamoDB table, one page after another, and measure it.
 
 python sequential_scan.py [--table-name NAME] [--save FILE]; --help lists every flag.
+Read `Scan.pages` in common.py next: this runs it once.
 """
 
 from __future__ import annotations
@@ -24,12 +25,9 @@ def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     args = common.scan_parser("Scan a table, page after page, and measure it.").parse_args(argv)
     scan = common.scan_from(args)
-    with common.saving(scan, args.save) as finish:
-        seconds, scan.expected_items = scan.connection.open(args.TableName)
+    with common.saving(scan, args.save):
+        scan.open()
         metrics = sequential_scan(scan)
-        if metrics.complete:
-            finish()
-    metrics.connect_seconds = seconds
     return common.report(metrics, args)
 
 

@@ -42,6 +42,7 @@ import json
 import math
 import os
 import random
+import shlex
 import signal
 import socket
 import socketserver
@@ -823,8 +824,11 @@ def settings_for_aws(endpoint_url: str) -> dict[str, str]:
     }
 
 
-def run(command: list[str], endpoint_url: str) -> int:
-    """Run COMMAND against the lab and return its exit status, 128 + n if a signal ended it."""
+def run(command: list[str], endpoint_url: str, prefix: str = "") -> int:
+    """Run COMMAND against the lab and return its exit status, 128 + n if a signal ended it.
+
+    LOCAL_LAB in its environment is `prefix`, what to put before a command to run it here too.
+    """
     if command[0] == "python":
         command = [sys.executable, *command[1:]]
     elif command[0].endswith(".py"):
@@ -833,7 +837,8 @@ def run(command: list[str], endpoint_url: str) -> int:
     # Ctrl-C goes to the whole process group: it is the child's to handle, ours is to wait.
     signal.signal(signal.SIGINT, lambda *_: None)
     try:
-        child = subprocess.Popen(command, env=mine | settings_for_aws(endpoint_url))
+        settings = settings_for_aws(endpoint_url) | {"LOCAL_LAB": prefix}
+        child = subprocess.Popen(command, env=mine | settings)
     except OSError as error:
         print(f"error: cannot run {command[0]}: {error.strerror}", file=sys.stderr)
         return 127
@@ -902,10 +907,14 @@ def parse(argv: Sequence[str] | None) -> tuple[Settings, list[str]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    settings, command = parse(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    settings, command = parse(words)
+    mine = words[: len(words) - len(command)]
     try:
         with serve(settings) as lab:
-            return run(command, lab.endpoint_url) if command else wait_for_ctrl_c(lab.endpoint_url)
+            if not command:
+                return wait_for_ctrl_c(lab.endpoint_url)
+            return run(command, lab.endpoint_url, shlex.join(["python", sys.argv[0], *mine]) + " ")
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

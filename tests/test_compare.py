@@ -125,16 +125,19 @@ def test_the_best_is_the_fewest_segments_within_5_percent_of_the_fastest() -> No
     [
         # 8 MiB are 2,048 units of 4 KB: 1,024 RCU a scan, or 2,048 if consistent.
         (None, 2, False, "about 2,048 RCU, billed by the request"),
-        (7, 2, False, "about 2,048 RCU; a full burst bucket holds 2,100"),
-        (5, 2, False, "about 2,048 RCU; a full burst bucket holds 1,500: throttled from scan 2 on, "
-                      "for about 110 s in all"),
-        (5, 1, True, "about 2,048 RCU; a full burst bucket holds 1,500: throttled from scan 1 on"),
+        (7, 2, False, "about 2,048 RCU; unused capacity of 300 s would be 2,100"),
+        (5, 2, False, "about 2,048 RCU; unused capacity of 300 s would be 1,500: throttled from "
+                      "scan 2 on, for 110 s or more"),
+        (5, 1, True, "about 2,048 RCU; unused capacity of 300 s would be 1,500: throttled from "
+                     "scan 1 on"),
     ],
 )  # fmt: skip
 def test_the_cost_is_told_beforehand(
     rcu: int | None, scans: int, consistent: bool, words: str
 ) -> None:
     assert words in table(rcu, size=8 * 2**20).cost(scans, consistent)
+    paced = table(rcu, size=8 * 2**20).cost(scans, consistent, 100)
+    assert paced.endswith("about 2,048 RCU, at 100 a second in 20 s or more")
 
 
 # --- What it says
@@ -142,15 +145,20 @@ def test_the_cost_is_told_beforehand(
 
 def test_verdicts() -> None:
     faster = results(None, [scanned(1.0, segments=FOUR, rcu=51.0)])
-    assert verdict(faster) == ("4 segments: 2.0x faster, consumed capacity +2.0%; what limits it "
-                               "now is the table.")  # fmt: skip
+    told = "4 segments: 2.0x faster, consumed capacity +2.0%; the limit now is the"
+    assert verdict(faster, "thread") == f"{told} table."
     busy = results(None, [scanned(1.0, segments=FOUR, cpu=0.9)])
-    assert "what limits it now is the client's CPU" in verdict(busy)
+    assert verdict(busy, "thread").endswith("the limit now is the client.")
+    assert verdict(busy, "process").endswith("the limit now is the table.")  # of two cores or more
     small = results([scanned(0.2, mode="sequential", pages=1)], [scanned(0.1, segments=FOUR)])
-    assert "fits in one page" in verdict(small)
-    assert "little to gain" in verdict(small)
+    assert "fits in one page" in verdict(small, "thread")
+    assert "little to gain (here 0.10 s less)" in verdict(small, "thread")
     spent = results(None, [scanned(9.0, segments=FOUR, throttled=3)])
-    assert verdict(spent).startswith("Throttled: the table's capacity set the time")
+    assert verdict(spent, "thread").startswith("Throttled: the table's capacity set the time")
+    cut = results(None, [scanned(0.1, segments=FOUR)])
+    cut[1].runs[0].complete = False
+    assert verdict(cut, "thread").startswith("Interrupted")
+    assert pace_in_words(cut[1], cut[0]) == "interrupted: not comparable"
 
 
 def test_warnings_come_when_due_and_only_then() -> None:
@@ -182,7 +190,7 @@ ADVICE: dict[str, tuple[Table, list[Result], list[Result]]] = {  # with the case
         results(None, [scanned(segments=FOUR, cpu=0.81)]),
         results(None, [scanned(segments=FOUR, cpu=0.80)]),
     ),
-    "--total-segments 32 --workers 4": (
+    "--workers 4 --total-segments 32": (
         table(5),
         results(None, [scanned(segments=(51, 20, 15, 14))]),
         results(None, [scanned(segments=(50, 20, 15, 15))]),
@@ -257,7 +265,7 @@ def test_the_timeline_fits_and_draws_time_to_scale(
     assert len(axis) == len(full)
 
 
-@pytest.mark.parametrize(("segments", "workers", "rows"), [(20, 20, 20), (21, 7, 7), (200, 64, 20)])
+@pytest.mark.parametrize(("segments", "workers", "rows"), [(20, 20, 20), (21, 7, 7), (200, 64, 16)])
 def test_the_timeline_has_20_rows_at_most(
     terminal: Any, segments: int, workers: int, rows: int
 ) -> None:
@@ -265,6 +273,29 @@ def test_the_timeline_has_20_rows_at_most(
     drawn = parallel_scan.timeline([scanned(segments=(5,) * segments, workers=workers)])
     assert len(drawn.splitlines()) == rows + 2
     assert drawn.startswith("segment" if segments <= 20 else "worker")
+
+
+def test_the_20_rows_include_the_sequential_scan(terminal: Any) -> None:
+    terminal(80, "utf-8")
+    for segments, rows in ((19, 20), (20, 1 + 10)):
+        both = [scanned(mode="sequential"), scanned(segments=(5,) * segments)]
+        assert len(parallel_scan.timeline(both).splitlines()) == rows + 2
+
+
+def test_commands_to_paste_reach_the_same_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_LAB", raising=False)
+    args = argparse.Namespace(TableName="My.Table", region="eu-west-1", profile=None,
+                              endpoint_url=None)  # fmt: skip
+    flags = compare.table_flags(args)
+    assert flags == " --table-name My.Table --region eu-west-1"
+    spent = results(None, [scanned(segments=FOUR, throttled=1)])
+    (given,) = advice(table(5), spent, "thread", flags)
+    assert given.endswith(f": python parallel_scan.py{flags} --max-rcu 5")
+    monkeypatch.setenv("LOCAL_LAB", "python tests/local_dynamodb.py --items 9 ")
+    (given,) = advice(table(5), spent, "thread")
+    assert given.endswith(
+        ": python tests/local_dynamodb.py --items 9 python parallel_scan.py --max-rcu 5"
+    )
 
 
 def test_the_timeline_of_nothing_is_no_error(terminal: Any) -> None:
@@ -372,7 +403,9 @@ def test_progress_shows_on_a_terminal_and_is_gone_at_the_end() -> None:
         last = max(lines, key=len)
         assert re.search(r"[\d,]+ items \(\d+%\), [\d,]+/s, [\d.]+ RCU \([\d.]+/s\)", last)
         assert any("waiting for capacity" in line for line in lines)
-        assert any("s left" in line for line in lines)
+    with serve(Settings(items=2000, latency_ms=150, ms_per_mb=0, read_capacity=0)) as slow:
+        seen = on_a_terminal(slow.endpoint_url, "sequential_scan.py", "--page-size", "300")
+    assert re.search(r"items \(\d+%\), .* RCU \(.*\), \d+ s left", seen)
 
 
 def test_every_run_of_a_comparison_is_the_same_command_as_alone(lab: Lab, tmp_path: Path) -> None:
