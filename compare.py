@@ -68,7 +68,7 @@ class Table:
         if scans * one <= burst:
             return text
         rest = (scans * one - burst) / self.read_capacity
-        return f"{text}: throttled from scan {int(burst / one) + 1} on, for {rest:,.0f} s or more"
+        return f"{text}: throttled from scan {int(burst / one) + 1} on, for up to {rest:,.0f} s"
 
 
 # --- The scans --------------------------------------------------------------------------------

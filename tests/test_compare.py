@@ -127,7 +127,7 @@ def test_the_best_is_the_fewest_segments_within_5_percent_of_the_fastest() -> No
         (None, 2, False, "about 2,048 RCU, billed by the request"),
         (7, 2, False, "about 2,048 RCU; unused capacity of 300 s would be 2,100"),
         (5, 2, False, "about 2,048 RCU; unused capacity of 300 s would be 1,500: throttled from "
-                      "scan 2 on, for 110 s or more"),
+                      "scan 2 on, for up to 110 s"),
         (5, 1, True, "about 2,048 RCU; unused capacity of 300 s would be 1,500: throttled from "
                      "scan 1 on"),
     ],
