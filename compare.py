@@ -120,6 +120,7 @@ class Result:
             "items_per_second": self.typical.items / self.seconds,
             "runs": [run.seconds for run in self.runs],
             "speedup": self.faster_than(sequential),
+            "difference": pace_in_words(self, sequential),
         }
 
 
@@ -296,7 +297,8 @@ def main(argv: list[str] | None = None) -> int:
     connection = common.scan_from(args).connection
     table = Table.described(connection, args.TableName)
     scans = args.runs * (1 + len(counts))
-    print(table.cost(scans, bool(args.ConsistentRead), args.max_rcu), file=sys.stderr)
+    cost = table.cost(scans, bool(args.ConsistentRead), args.max_rcu)
+    print(cost, file=sys.stderr)
     results = compare(args, counts)
     whole = len(results) == 1 + len(counts) and all(r.mark != "interrupted" for r in results)
     said, noted = verdict(results, args.executor), warnings(results)
@@ -304,6 +306,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.output == "json":
         print(json.dumps({
             "table": vars(table),
+            "endpoint_url": connection.client().meta.endpoint_url,
+            "cost": cost,
             "results": [result.as_json(results[0]) for result in results],
             "best": best(results[1:]).typical.total_segments if whole else None,
             "verdict": said,

@@ -333,7 +333,7 @@ def test_json_says_everything_that_is_shown(lab: Lab) -> None:
         "read_capacity": 9000,
         "billing_mode": "PROVISIONED",
     }
-    sequential, *_ = answer["results"]
+    sequential, *parallel = answer["results"]
     assert [each["mode"] for each in answer["results"]] == ["sequential", "parallel", "parallel"]
     for each in answer["results"]:
         assert each["seconds"] == sorted(each["runs"])[1]
@@ -347,6 +347,10 @@ def test_json_says_everything_that_is_shown(lab: Lab) -> None:
             assert part.keys() >= {"segment", "items", "scanned", "pages", "consumed_rcu",
                                    "throttled_requests", "started", "seconds", "waits"}  # fmt: skip
     assert answer["best"] in (2, 4)
+    assert answer["endpoint_url"] == lab.endpoint_url
+    assert answer["cost"].startswith("9 scans of the whole table")
+    for each in parallel:  # how fast this machine is today is not the test's affair
+        assert re.fullmatch(r"[\d.]+x (faster|slower)|no measurable difference", each["difference"])
     assert isinstance(answer["verdict"], str)
     assert all(isinstance(line, str) for line in answer["warnings"] + answer["advice"])
 
