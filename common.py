@@ -501,6 +501,7 @@ class Tally:
     retried_requests: int = 0
 
     def add(self, page: Page) -> None:
+        """Count a page in; one whose capacity is not known makes the sum unknown."""
         self.items += page.items
         self.scanned += page.scanned
         self.pages += 1

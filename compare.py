@@ -285,6 +285,7 @@ def table_flags(args: argparse.Namespace) -> str:
 
 @common.command
 def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
     parser = common.scan_parser("Scan a table both ways, and compare.", save=False)
     flag = parser.add_argument
     flag("--total-segments", type=common.number(1, MOST_SEGMENTS), nargs="+", default=[4],
