@@ -10,6 +10,7 @@
 # Exit status: 0 done, 1 AWS said no or could not be reached, 2 wrong usage, 130 interrupted.
 
 set -euo pipefail
+readonly LAB="without an account: python tests/local_dynamodb.py --read-capacity 1 ./restore_capacity.sh"
 readonly POLL_SECONDS=2 MAX_POLLS=150 # a change takes seconds; give up after about five minutes
 readonly CAPACITY="to_string(ProvisionedThroughput.ReadCapacityUnits),' RCU / ',\
 to_string(ProvisionedThroughput.WriteCapacityUnits),' WCU'"
@@ -20,8 +21,7 @@ join('',[${CAPACITY}]),join(', ',[GlobalSecondaryIndexes][][].join('',[IndexName
 note() { [[ "$1" == "${noted:-}" ]] || echo "$1" >&2; noted="$1"; } # once, not each poll
 fail() { printf '%s\n' "error: $1" ${2:+"hint: $2"} >&2; exit "${3:-1}"; }
 
-# Leaves in $reply what the CLI prints. Passes the endpoint on, because a CLI older than 1.29 or
-# 2.13 does not know the variables and would change the table on AWS.
+# Leaves the answer in $reply. Before 1.29 and 2.13 the CLI heeds no variable: it would ask AWS.
 ask() { # OPERATION OPTION...
   reply="$(aws dynamodb "$1" --table-name "${table}" --output text --cli-connect-timeout 10 \
     ${endpoint:+--endpoint-url "${endpoint}"} "${@:2}" 2>&1)"
@@ -34,8 +34,8 @@ explain() { # PERMISSION
   case "${reply}" in
     *"equals the current value"*) ;; # somebody else was faster: the next poll shows it
     *ResourceInUse*) note "${table} is being changed by somebody else: waiting" ;;
-    *"locate credentials"*) fail "no AWS credentials found" "run: aws configure" ;;
-    *"specify a region"*) fail "no AWS region set" "set it: export AWS_DEFAULT_REGION=us-east-1" ;;
+    *"locate credentials"*) fail "no AWS credentials found" "run: aws configure, or ${LAB}" ;;
+    *"specify a region"*) fail "no AWS region set" "export AWS_DEFAULT_REGION=us-east-1, or ${LAB}" ;;
     *"endpoint URL"*) fail "aws: ${reply}" "check network, region and endpoint" ;;
     *AccessDenied*) fail "access to ${table} denied" "ask for the permission $1" ;;
     *ResourceNotFound*) fail "no table ${table} here" "check name, region, account and endpoint" ;;
@@ -54,7 +54,7 @@ main() {
   [[ $# -lt 2 && "${table}" != -* ]] || fail "not understood: $*" "usage: ${0##*/} [TABLE]" 2
   [[ "${rcu}/${wcu}" =~ ^[1-9][0-9]*/[1-9][0-9]*$ ]] ||
     fail "READ_CAPACITY_UNITS and WRITE_CAPACITY_UNITS are positive whole numbers" "see --help" 2
-  command -v aws >/dev/null || fail "no aws on PATH" "install the AWS CLI: pip install awscli"
+  command -v aws >/dev/null || fail "no aws on PATH" "install it: pip install awscli; then, ${LAB}"
   trap 'fail interrupted "run it again: it goes on from there" 130' INT
   export AWS_PAGER='' AWS_RETRY_MODE="${AWS_RETRY_MODE:-standard}" # v1's own: half a minute
   [[ -z "${endpoint}" ]] || note "endpoint: ${endpoint##*@} (set by environment variable)"

@@ -6,30 +6,36 @@ Read `Scan.pages` in common.py next: this runs it once.
 
 from __future__ import annotations
 
+import argparse
+import functools
+
 import common
-from common import Scan, ScanMetrics, SegmentMetrics
+from common import OnPage, Scan, ScanMetrics, SegmentMetrics
 
 
-def sequential_scan(scan: Scan) -> ScanMetrics:
-    """Run the page loop once. Raises ScanError; an interrupt leaves the metrics incomplete."""
-    metrics = ScanMetrics(mode="sequential", table_name=scan.request["TableName"])
-    everything = SegmentMetrics()
-    with metrics.measured(scan) as account:
-        for page in scan.pages():
-            account(page, everything)
+def sequential_scan(scan: Scan, collect: OnPage | None = None) -> ScanMetrics:
+    """Run the page loop once, and give each page's result to `collect`.
+
+    Raises ScanError, and botocore's errors; an interrupt leaves the metrics incomplete.
+    """
+    metrics = ScanMetrics(table_name=scan.request["TableName"], segments=[SegmentMetrics()])
+    metrics.measure(scan.opening(), scan.pages(), collect)
     return metrics
 
 
-@common.command
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    args = common.scan_parser("Scan a table, page after page, and measure it.").parse_args(argv)
+    parser = argparse.ArgumentParser(
+        description="Scan a table, page after page, and measure it.",
+        epilog="example: python sequential_scan.py --table-name GameLeaderboard",
+        allow_abbrev=False,
+    )
+    common.add_scan_flags(parser)
+    args = parser.parse_args(argv)
     scan = common.scan_from(args)
-    with common.saving(scan, args.save):
-        scan.open()
-        metrics = sequential_scan(scan)
+    metrics = common.saved(args.save, functools.partial(sequential_scan, scan))
     return common.report(metrics, args)
 
 
 if __name__ == "__main__":
-    common.leave(main())
+    raise SystemExit(common.status_of(main))

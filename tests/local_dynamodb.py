@@ -1,48 +1,48 @@
-"""The lab's DynamoDB table on this machine: python tests/local_dynamodb.py [options] [COMMAND ...]
+"""The lab's table GameLeaderboard on this machine, without an account.
 
-Serves the table GameLeaderboard on 127.0.0.1 in DynamoDB's own protocol, runs COMMAND with
-AWS_ENDPOINT_URL_DYNAMODB, a region and dummy credentials in its environment (profile, session token
-and configuration files of yours are hidden from it), passes on COMMAND's exit status, and stops:
+    python tests/local_dynamodb.py --items 200000 --read-capacity 0 compare.py
 
-    python tests/local_dynamodb.py --items 200000 --read-capacity 0 python compare.py
+serves the table on 127.0.0.1 in DynamoDB's own protocol, runs the COMMAND
+behind the options with AWS_ENDPOINT_URL_DYNAMODB, a region and dummy
+credentials set (your profile, session token and AWS configuration files are
+hidden from it), passes on its exit status, and stops. "python", or a COMMAND
+that ends in .py, runs with this very interpreter. Without COMMAND the lines to
+export are printed, and the table is served until Ctrl-C.
 
-"python", or a COMMAND that ends in .py, runs with this very interpreter. Without COMMAND the lines
-to export are printed, and the table is served until Ctrl-C.
+It is a model of a table under load, not a database: it answers DescribeTable,
+UpdateTable and Scan, the latter without index, filter or projection.
 
-It is a model of a table under load, not a database, and answers DescribeTable, UpdateTable and Scan
-(without index, filter or projection) only.
-
-Data      Games of players, 25 a player, the same on every start. At 2,000 items one scan costs
-          50.0 RCU eventually consistent, 100.0 strongly consistent.
-Order     By the MD5 of the partition key, as dynalite has it; a segment is a range of that hash.
+Data      Games of players, 25 a player, the same on every start. At 2,000
+          items a scan costs 50.0 RCU, strongly consistent 100.0.
+Order     By the MD5 of the partition key, as dynalite has it; a segment is a
+          range of that hash.
 Pages     End with the item that reaches 1 MB, or after Limit items.
-Time      --latency-ms for any answer and --ms-per-mb of items read; --bandwidth-mbit is one link
-          that all connections share.
-Capacity  --read-capacity RCU a second; what is not used is kept for up to --burst-seconds, and the
-          bucket is full at the start. A Scan is admitted while the balance is above zero and pays
-          its page afterwards, so that the last one overdraws. (That a page may overdraw is an
-          assumption.) With --read-capacity 0 the table is on demand and never throttles.
-          UpdateTable changes the capacity after --update-seconds.
-Faults    With probability --fault-rate a Scan is answered by a throttle, a 500, a reset connection,
-          a body cut short or a wrong x-amz-crc32. The same --seed and the same sequence of requests
-          give the same faults. The last three lose a page that was paid for, as in life.
-Log       --request-log FILE: one JSON line a request, when it is admitted or refused: time (seconds
-          since the start), operation, segment (null without), items, rcu (what the table paid, 0 if
-          refused), outcome ("ok", the error's name, or the fault).
-
-In tests: with serve(Settings(items=2000, latency_ms=0)) as lab: lab.endpoint_url, lab.requests
+Time      --latency-ms for any answer and --ms-per-mb of items read. What one
+          partition of DynamoDB serves at most, 3,000 RCU a second, is not
+          modelled.
+Capacity  --read-capacity RCU a second. What is not used is kept for up to
+          --burst-seconds, and that bucket is full at the start. A Scan is
+          admitted while it holds anything and pays for its page afterwards, so
+          that the last one overdraws (an assumption). With 0 the table is on
+          demand and never throttles. UpdateTable takes --update-seconds.
+Faults    With probability --fault-rate a Scan is answered by a throttle, a
+          500, a reset connection, a body cut short or a wrong x-amz-crc32; by
+          the last three a page is lost that was paid for, as in life. The same
+          --seed and the same sequence of requests give the same faults.
+Log       --request-log has one JSON line a request: time (seconds since the
+          start), operation, segment (null without), items, rcu (what the table
+          paid, 0 if refused), outcome ("ok", the error's name, or the fault).
 """
 
 from __future__ import annotations
 
 import argparse
-import base64
+import errno
 import hashlib
 import json
 import math
 import os
 import random
-import shlex
 import signal
 import socket
 import socketserver
@@ -55,9 +55,8 @@ import zlib
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from decimal import Context, Decimal
 from functools import lru_cache, reduce
 from itertools import count
 from pathlib import Path
@@ -87,14 +86,13 @@ class Settings:
     """
 
     items: int = 20_000
-    latency_ms: float = 10
-    ms_per_mb: float = 100
-    bandwidth_mbit: float = 0
+    latency_ms: float = 10.0
+    ms_per_mb: float = 100.0
     read_capacity: int = 5
     write_capacity: int = 5
-    burst_seconds: float = 300
+    burst_seconds: float = 300.0
     update_seconds: float = 1.5
-    fault_rate: float = 0
+    fault_rate: float = 0.0
     seed: int = 0
     port: int = 0
     request_log: Path | None = None
@@ -113,36 +111,26 @@ def item_size(item: dict[str, Any]) -> int:
 
 
 def value_size(value: dict[str, Any]) -> int:
-    """Bytes of one attribute value, e.g. {"S": "x"} (Developer Guide, as item_size)."""
+    """Bytes of one attribute value: a string, a whole number or a list is all that games have."""
     ((kind, content),) = value.items()
-    match kind:
-        case "S":
-            size = len(content.encode())
-        case "N":
-            size = number_size(content)
-        case "B":
-            size = len(base64.b64decode(content))
-        case "SS" | "NS" | "BS":
-            size = sum(value_size({kind[0]: member}) for member in content)
-        case "L":
-            size = 3 + sum(1 + value_size(element) for element in content)
-        case "M":
-            size = 3 + len(content) + item_size(content)
-        case _:  # BOOL, NULL
-            size = 1
-    return size
+    if kind == "S":
+        return len(content.encode())
+    if kind == "N":
+        return number_size(content)
+    return 3 + sum(1 + value_size(element) for element in content)
 
 
 def number_size(text: str) -> int:
-    """One byte and one for every two significant digits, one more below zero.
+    """One byte and one for every two significant digits of a whole number.
 
     The guide says "approximately". The pairs are digits to the base 100, so that 120 (01 20) takes
     a byte more than 12 does: that refinement is dynalite's.
     """
-    sign, digits, exponent = Decimal(text).normalize(Context(prec=40)).as_tuple()
-    if digits == (0,):
+    digits = text.rstrip("0")
+    if not digits:
         return 1
-    return 1 + math.ceil((len(digits) + int(exponent) % 2) / 2) + sign
+    zeros = len(text) - len(digits)
+    return 1 + math.ceil((len(digits) + zeros % 2) / 2)
 
 
 GAME_IDS = [f"game_{number:06d}" for number in range(1, GAMES_PER_PLAYER + 1)]
@@ -194,10 +182,12 @@ def hash_of(player_id: str) -> int:
 
 
 def hash_range(segment: int, total_segments: int) -> tuple[int, int]:
-    """A segment's lowest hash and the next one's: to 12 bits as in dynalite, 24 above 4,096."""
-    grain = 4096 if total_segments <= 4096 else 1
-    low, high = (-(-(2**24 // grain) * n // total_segments) * grain for n in (segment, segment + 1))
-    return low, high
+    """A segment's lowest hash and the next one's; their last 12 bits are zero, as in dynalite."""
+
+    def lowest(number: int) -> int:
+        return -(-4096 * number // total_segments) * 4096
+
+    return lowest(segment), lowest(segment + 1)
 
 
 class Page(NamedTuple):
@@ -212,6 +202,10 @@ class Page(NamedTuple):
     def rcu(self, consistent: bool) -> float:
         """RCU: 0.5 a 4 KB begun, 1 if consistent (Developer Guide, Scan)."""
         return math.ceil(self.size / 4096) * (1.0 if consistent else 0.5)
+
+
+def key_of(player_id: str, game_id: str) -> dict[str, Any]:
+    return {"player_id": {"S": player_id}, "game_id": {"S": game_id}}
 
 
 def compact(document: object) -> bytes:
@@ -229,23 +223,27 @@ class GameTable:
         players = [player_attributes(number) for number in range(-(-items // GAMES_PER_PLAYER))]
         ids = [player["player_id"]["S"] for player in players]
         order = sorted((hash_of(id_), id_, number) for number, id_ in enumerate(ids))
-        text, offsets, sizes, starts = bytearray(), array("Q", [0]), array("Q", [0]), [0]
+        text = bytearray()
+        self.offsets = array("Q", [0])  # where in the text each item starts
+        self.sizes = array("Q", [0])  # of all items before each one
+        self.starts = [0]  # position of each player's first item
         for _, _, number in order:
-            start, size = compact(players[number])[:-1], item_size(players[number])
+            start = compact(players[number])[:-1]
+            size = item_size(players[number])
             for game, game_size in games[number % SEASONS][: items - number * GAMES_PER_PLAYER]:
-                text += start
-                text += game
-                offsets.append(len(text))
-                sizes.append(sizes[-1] + size + game_size)
-            starts.append(len(offsets) - 1)
+                text += start + game
+                self.offsets.append(len(text))
+                self.sizes.append(self.sizes[-1] + size + game_size)
+            self.starts.append(len(self.offsets) - 1)
         self.players = [(hash_, id_) for hash_, id_, _ in order]
-        self.starts = starts  # position of each player's first item
-        self.text, self.offsets, self.sizes = memoryview(text), offsets, sizes
+        self.text = memoryview(text)
 
     def bounds(self, segment: int, total_segments: int) -> tuple[int, int]:
         """The positions of a segment's first item and of the one after its last."""
-        low, high = (bisect_left(self.players, (h,)) for h in hash_range(segment, total_segments))
-        return self.starts[low], self.starts[high]
+        low, high = hash_range(segment, total_segments)
+        first = bisect_left(self.players, (low,))
+        end = bisect_left(self.players, (high,))
+        return self.starts[first], self.starts[end]
 
     def after(self, player_id: str, game_id: str) -> int:
         """The position of the first item behind a key, which need not exist."""
@@ -260,7 +258,7 @@ class GameTable:
         """The primary key of the item at a position, as LastEvaluatedKey gives it."""
         index = bisect_right(self.starts, position) - 1
         game_id = GAME_IDS[position - self.starts[index]]
-        return {"player_id": {"S": self.players[index][1]}, "game_id": {"S": game_id}}
+        return key_of(self.players[index][1], game_id)
 
     def page(self, first: int, end: int, limit: int | None) -> Page:
         """The page from `first`, at most to `end`: the item that reaches 1 MB is its last."""
@@ -271,8 +269,9 @@ class GameTable:
 
     def json(self, page: Page) -> memoryview:
         """The page's items as JSON, comma-separated, without a copy."""
-        start, end = self.offsets[page.first], self.offsets[page.end]
-        return self.text[start : max(start, end - 1)]
+        start = self.offsets[page.first]
+        end = self.offsets[page.end] - 1  # less the last comma
+        return self.text[start : max(start, end)]
 
 
 # --- Capacity and time ----------------------------------------------------------------------------
@@ -282,13 +281,15 @@ class Bucket:
     """Read capacity: refilled at `rate` RCU a second, holding at most `burst_seconds` of it."""
 
     def __init__(self, rate: float, burst_seconds: float, clock: Clock) -> None:
-        self.rate, self.burst_seconds, self.clock = rate, burst_seconds, clock
-        self.balance, self.filled = rate * burst_seconds, clock()
+        self.rate = rate
+        self.burst_seconds = burst_seconds
+        self.clock = clock
+        self.balance = rate * burst_seconds
+        self.filled = clock()
 
     def fill(self, now: float) -> None:
-        self.balance = min(
-            self.rate * self.burst_seconds, self.balance + self.rate * (now - self.filled)
-        )
+        self.balance += self.rate * (now - self.filled)
+        self.balance = min(self.balance, self.rate * self.burst_seconds)
         self.filled = now
 
     def take(self, rcu: float) -> bool:
@@ -306,27 +307,6 @@ class Bucket:
         self.fill(when)
 
 
-class Link:
-    """One link of `mbit` Mbit/s shared by all connections; sends wait for their turn on it."""
-
-    CHUNK = 64 * 1024
-    CATCH_UP = 0.005  # seconds a sender may be late, as sleeping is never exact
-
-    def __init__(self, mbit: float) -> None:
-        self.bytes_per_second = mbit * 1e6 / 8
-        self.free, self.lock = 0.0, threading.Lock()
-
-    def send(self, connection: socket.socket, data: memoryview) -> None:
-        for start in range(0, len(data), self.CHUNK):
-            chunk = data[start : start + self.CHUNK]
-            with self.lock:
-                self.free = max(self.free, time.monotonic() - self.CATCH_UP)
-                self.free += len(chunk) / self.bytes_per_second
-                turn = self.free
-            time.sleep(max(0.0, turn - time.monotonic()))
-            connection.sendall(chunk)
-
-
 # --- Requests and answers -------------------------------------------------------------------------
 
 
@@ -337,7 +317,6 @@ class Answer(NamedTuple):
     crc: int | None = None
     status: int = 200
     seconds: float = 0.0
-    gzip: bool = False
     fault: str | None = None
 
     def length(self) -> int:
@@ -361,7 +340,8 @@ class Refusal(Exception):
 
     def __init__(self, name: str, message: str, status: int = 400, **more: object) -> None:
         super().__init__(name, message)
-        self.status, self.outcome = status, name if status < 500 else str(status)
+        self.status = status
+        self.outcome = name if status < 500 else str(status)
         kind = f"{NAMESPACES.get(name, 'com.amazonaws.dynamodb.v20120810')}#{name}"
         self.body = compact({"__type": kind, "message": message, **more})
 
@@ -448,25 +428,30 @@ def segment_of(params: Params) -> tuple[int, int]:
 def start_key(key: Any, segment: int, total: int) -> tuple[str, str] | None:
     """An ExclusiveStartKey's player_id and game_id; it must lie within the segment."""
     wrong = "The provided starting key is invalid: "
-    match key:
-        case None:
-            return None
-        case {"player_id": {"S": str(player_id)}, "game_id": {"S": str(game_id)}} if len(key) == 2:
-            low, high = hash_range(segment, total)
-            if low <= hash_of(player_id) < high:
-                return player_id, game_id
-            raise invalid(
-                f"{wrong}Invalid ExclusiveStartKey. Please use ExclusiveStartKey with correct "
-                f"Segment. TotalSegments: {total} Segment: {segment}"
-            )
-    raise invalid(f"{wrong}The provided key element does not match the schema")
+    if key is None:
+        return None
+    try:
+        player_id, game_id = (str(key[name]["S"]) for name in KEYS)
+    except (KeyError, TypeError):
+        player_id = game_id = ""  # which is not the key given either
+    if key != key_of(player_id, game_id):
+        raise invalid(f"{wrong}The provided key element does not match the schema")
+    low, high = hash_range(segment, total)
+    if not low <= hash_of(player_id) < high:
+        raise invalid(
+            f"{wrong}Invalid ExclusiveStartKey. Please use ExclusiveStartKey with correct Segment. "
+            f"TotalSegments: {total} Segment: {segment}"
+        )
+    return player_id, game_id
 
 
 class Lab:
     """The table and its state: every request is answered here, without the network."""
 
     def __init__(self, settings: Settings, clock: Clock = time.monotonic) -> None:
-        self.settings, self.clock, self.started = settings, clock, clock()
+        self.settings = settings
+        self.clock = clock
+        self.started = clock()
         self.endpoint_url = ""
         self.requests: list[dict[str, Any]] = []  # the request log, one dict a request
         self.table = GameTable(settings.items)
@@ -479,27 +464,28 @@ class Lab:
         self.scans = count()
         self.chance = random.Random(settings.seed)
         self.lock = threading.RLock()
-        log = settings.request_log
-        self.log_file = log.open("w", buffering=1, encoding="utf-8") if log else None
-        self.plain = lru_cache(maxsize=4096)(self.page_body)
-        self.gzipped = lru_cache(maxsize=256)(self.gzip_body)  # holds the bytes: some 60 MB
+        self.known_page = lru_cache(maxsize=4096)(self.page_body)
+        if settings.request_log:
+            settings.request_log.write_text("")
 
-    def answer(self, operation: str, body: bytes, gzip: bool = False) -> Answer:
+    def answer(self, operation: str, body: bytes) -> Answer:
         """Admit or refuse one request, enter it in the log, and answer it."""
         params: Params = {}
         try:
             params = parsed(body)
             if operation == "Scan":
-                return self.scan(params, gzip)
+                return self.scan(params)
             with self.lock:
                 table = self.control(operation, params)
                 self.log(operation, params)
         except Refusal as refusal:
             self.log(operation, params, outcome=refusal.outcome)
-            parts, status = (refusal.body,), refusal.status
+            document = refusal.body
+            status = refusal.status
         else:
-            parts, status = (compact(table),), 200
-        return Answer(parts, crc32_of(parts), status, self.settings.latency_ms / 1000)
+            document = compact(table)
+            status = 200
+        return Answer((document,), zlib.crc32(document), status, self.settings.latency_ms / 1000)
 
     def log(
         self, operation: str, params: Params, items: int = 0, rcu: float = 0, outcome: str = "ok"
@@ -514,14 +500,9 @@ class Lab:
                 "outcome": outcome,
             }
             self.requests.append(entry)
-            if self.log_file:
-                self.log_file.write(json.dumps(entry) + "\n")
-
-    def close_log(self) -> None:
-        with self.lock:  # a request may be under way still
-            if self.log_file:
-                self.log_file.close()
-            self.log_file = None
+            if self.settings.request_log:
+                with self.settings.request_log.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(entry) + "\n")
 
     # DescribeTable and UpdateTable
 
@@ -590,12 +571,13 @@ class Lab:
         if self.update and self.clock() >= self.update[0]:
             done, capacity = self.update
             self.decreases += capacity[0] < self.capacity[0] or capacity[1] < self.capacity[1]
-            self.update, self.capacity = None, capacity
+            self.update = None
+            self.capacity = capacity
             self.bucket.change_rate(capacity[0], done)
 
     # Scan
 
-    def scan(self, params: Params, gzip: bool) -> Answer:
+    def scan(self, params: Params) -> Answer:
         """Read a page: checked, then refused or admitted, then paid and put into the log."""
         with self.lock:
             if params.get("TableName") != TABLE_NAME or self.deleted:
@@ -613,15 +595,16 @@ class Lab:
             if self.capacity[0] and not self.bucket.take(rcu):
                 raise throttled()
             self.log("Scan", params, page.end - page.first, rcu, fault or "ok")
-        body = (self.gzipped if gzip else self.plain)(page, rcu, select, capacity)
+        answer = self.known_page(page, rcu, select, capacity)
         milliseconds = self.settings.latency_ms + self.settings.ms_per_mb * page.size / MB
-        return body._replace(seconds=milliseconds / 1000, fault=fault)
+        return answer._replace(seconds=milliseconds / 1000, fault=fault)
 
     def fault(self, params: Params) -> str | None:
         """The fault of this Scan, if any: the script's, or one drawn."""
         scripted = self.settings.script(next(self.scans), params)
-        struck, which = self.chance.random() < self.settings.fault_rate, self.chance.random()
-        return scripted or (FAULTS[int(which * len(FAULTS))] if struck else None)
+        struck = self.chance.random() < self.settings.fault_rate
+        drawn = FAULTS[int(self.chance.random() * len(FAULTS))]
+        return scripted or (drawn if struck else None)
 
     def read(self, params: Params) -> tuple[Page, float, str, str]:
         """The page asked for, its RCU, Select and ReturnConsumedCapacity, once all is checked."""
@@ -637,7 +620,7 @@ class Lab:
             page,
             page.rcu(bool(params.get("ConsistentRead"))),
             one_of(params, "Select", "ALL_ATTRIBUTES", "COUNT"),
-            one_of(params, "ReturnConsumedCapacity", "NONE", "TOTAL", "INDEXES"),
+            one_of(params, "ReturnConsumedCapacity", "NONE", "TOTAL"),
         )
 
     def page_body(self, page: Page, rcu: float, select: str, capacity: str) -> Answer:
@@ -648,19 +631,10 @@ class Lab:
             head["LastEvaluatedKey"] = self.table.key(page.end - 1)
         if capacity != "NONE":
             head["ConsumedCapacity"] = {"TableName": TABLE_NAME, "CapacityUnits": rcu}
-        if capacity == "INDEXES":
-            head["ConsumedCapacity"]["Table"] = {"CapacityUnits": rcu}
         parts: tuple[bytes | memoryview, ...] = (compact(head),)
         if select != "COUNT":
             parts = (compact(head)[:-1] + b',"Items":[', self.table.json(page), b"]}")
         return Answer(parts, crc32_of(parts))
-
-    def gzip_body(self, page: Page, rcu: float, select: str, capacity: str) -> Answer:
-        """The same compressed; the CRC is of the bytes sent, as DynamoDB has it."""
-        squeeze = zlib.compressobj(level=1, wbits=31)
-        plain = self.plain(page, rcu, select, capacity)
-        packed = b"".join([*map(squeeze.compress, plain.parts), squeeze.flush()])
-        return Answer((packed,), zlib.crc32(packed), gzip=True)
 
 
 def parsed(body: bytes) -> Params:
@@ -683,9 +657,11 @@ class Connection(socketserver.StreamRequestHandler):
     server: Server
 
     def handle(self) -> None:
-        with suppress(ConnectionError), self.server.registered(self.connection):
+        self.server.connections.add(self.connection)
+        with suppress(ConnectionError):
             while self.exchange():
                 pass
+        self.server.connections.discard(self.connection)
 
     def exchange(self) -> bool:
         """Answer one request; False when the connection is at its end."""
@@ -695,8 +671,7 @@ class Connection(socketserver.StreamRequestHandler):
         headers, body = request
         arrived = time.monotonic()
         operation = headers.get("x-amz-target", "").rpartition(".")[2]
-        gzip = "gzip" in headers.get("accept-encoding", "")
-        answer = self.server.lab.answer(operation, body, gzip)
+        answer = self.server.lab.answer(operation, body)
         if answer.fault == "hang":
             self.rfile.read(1)  # returns when the client gives up or the server stops
             return False
@@ -705,7 +680,7 @@ class Connection(socketserver.StreamRequestHandler):
             self.fail(answer)
             return False
         for part in self.wire(answer):
-            self.send(part)
+            self.connection.sendall(part)
         return headers.get("connection", "").lower() != "close"
 
     def read_request(self) -> tuple[dict[str, str], bytes] | None:
@@ -715,8 +690,6 @@ class Connection(socketserver.StreamRequestHandler):
         while line := self.rfile.readline().strip():
             name, _, value = line.decode("latin-1").partition(":")
             headers[name.lower()] = value.strip()
-        if headers.get("expect", "").lower() == "100-continue":
-            self.connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
         length = int(headers.get("content-length", 0))
         body = self.rfile.read(length)
         return (headers, body) if len(body) == length else None
@@ -733,25 +706,17 @@ class Connection(socketserver.StreamRequestHandler):
         ]
         if answer.crc is not None:
             head.append(f"x-amz-crc32: {answer.crc ^ (answer.fault == 'bad-crc')}")
-        if answer.gzip:
-            head.append("Content-Encoding: gzip")
         first, *rest = answer.parts
         return [("\r\n".join(head) + "\r\n\r\n").encode() + bytes(first), *rest]
 
     def fail(self, answer: Answer) -> None:
         """Send half of a page, and then end (truncated) or reset the connection."""
         wire = b"".join(self.wire(answer))
-        self.send(memoryview(wire)[: len(wire) - answer.length() // 2 - 1])
+        self.connection.sendall(wire[: len(wire) - answer.length() // 2 - 1])
         if answer.fault == "reset":
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.rfile.close()
             self.connection.close()  # with linger 0: RST instead of FIN
-
-    def send(self, data: bytes | memoryview) -> None:
-        if self.server.link:
-            self.server.link.send(self.connection, memoryview(data))
-        else:
-            self.connection.sendall(data)
 
 
 class Server(socketserver.ThreadingTCPServer):
@@ -763,20 +728,19 @@ class Server(socketserver.ThreadingTCPServer):
     request_queue_size = 1024
 
     def __init__(self, lab: Lab) -> None:
-        super().__init__(("127.0.0.1", lab.settings.port), Connection)
+        try:
+            super().__init__(("127.0.0.1", lab.settings.port), Connection)
+        except OSError as error:
+            error.filename = f"port {lab.settings.port}"
+            raise
         self.lab = lab
-        self.link = Link(lab.settings.bandwidth_mbit) if lab.settings.bandwidth_mbit else None
         self.ids = count(1)
         self.connections: set[socket.socket] = set()
         lab.endpoint_url = f"http://127.0.0.1:{self.server_address[1]}"
 
-    @contextmanager
-    def registered(self, connection: socket.socket) -> Iterator[None]:
-        self.connections.add(connection)
-        try:
-            yield
-        finally:
-            self.connections.discard(connection)
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say why a request got no answer: it is no HTTP, or the log's disk is full."""
+        warn(f"error: a request failed: {sys.exc_info()[1]}")
 
     def stop(self) -> None:
         self.shutdown()
@@ -790,15 +754,16 @@ class Server(socketserver.ThreadingTCPServer):
 def serve(settings: Settings) -> Iterator[Lab]:
     """Serve the table in this process; the lab has `endpoint_url` and `requests`.
 
-    Raises OSError if the port is taken or the request log cannot be written.
+    Raises OSError, which names the culprit, if the port is taken or the request log cannot be
+    written.
     """
     lab = Lab(settings)
-    with ExitStack() as at_end:
-        at_end.callback(lab.close_log)
-        server = Server(lab)
-        at_end.callback(server.stop)
-        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    server = Server(lab)
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    try:
         yield lab
+    finally:
+        server.stop()
 
 
 # --- Command line ---------------------------------------------------------------------------------
@@ -820,31 +785,64 @@ def settings_for_aws(endpoint_url: str) -> dict[str, str]:
         "AWS_CONFIG_FILE": os.devnull,
         "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
         "AWS_EC2_METADATA_DISABLED": "true",
-        "NO_PROXY": "127.0.0.1",
+        "no_proxy": "127.0.0.1",  # goes before NO_PROXY wherever both are read
     }
 
 
-def run(command: list[str], endpoint_url: str, prefix: str = "") -> int:
-    """Run COMMAND against the lab and return its exit status, 128 + n if a signal ended it.
-
-    LOCAL_LAB in its environment is `prefix`, what to put before a command to run it here too.
-    """
-    if command[0] == "python":
-        command = [sys.executable, *command[1:]]
-    elif command[0].endswith(".py"):
-        command = [sys.executable, *command]
+def run(command: list[str], endpoint_url: str) -> int:
+    """Run COMMAND against the lab and return its exit status, 128 + n if a signal ended it."""
     mine = {name: value for name, value in os.environ.items() if name not in HIDDEN}
     # Ctrl-C goes to the whole process group: it is the child's to handle, ours is to wait.
     signal.signal(signal.SIGINT, lambda *_: None)
     try:
-        settings = settings_for_aws(endpoint_url) | {"LOCAL_LAB": prefix}
-        child = subprocess.Popen(command, env=mine | settings)
+        child = subprocess.Popen(to_start(command), env=mine | settings_for_aws(endpoint_url))
     except OSError as error:
-        print(f"error: cannot run {command[0]}: {error.strerror}", file=sys.stderr)
-        return 127
+        return cannot_run(command[0], error)
     signal.signal(signal.SIGTERM, lambda *_: child.terminate())
     status = child.wait()
+    if status == 2:
+        point_out_own_option(command)
     return status if status >= 0 else 128 - status
+
+
+def to_start(command: list[str]) -> list[str]:
+    """COMMAND, by this very interpreter if it is Python; an OSError if its script is missing."""
+    name, *words = command
+    if name == "python":
+        return [sys.executable, *words]
+    if name.endswith(".py"):
+        Path(name).stat()
+        return [sys.executable, *command]
+    return command
+
+
+def cannot_run(name: str, error: OSError) -> int:
+    """COMMAND cannot be run: say so, and which file may be meant; returns the exit status."""
+    near = [file for file in (f"{name}.py", f"./{name}") if Path(file).is_file()]
+    hint = f"did you mean {near[0]}?" if near and error.errno == errno.ENOENT else ""
+    return failed(f"cannot run {name}: {error.strerror}", hint, 127)
+
+
+def point_out_own_option(command: list[str]) -> None:
+    """COMMAND refused its words: say which of them the lab would have understood."""
+    name, *words = command
+    for word in words:
+        option = word.partition("=")[0]
+        if option in OPTIONS:
+            warn(f"hint: {option} is an option of the local lab: put it before {name}")
+            return
+
+
+def failed(message: str, hint: str = "", status: int = 1) -> int:
+    """Say what went wrong and, if there is something, what to do about it; returns the status."""
+    warn(f"error: {message}")
+    if hint:
+        warn(f"hint: {hint}")
+    return status
+
+
+def warn(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def wait_for_ctrl_c(endpoint_url: str) -> int:
@@ -855,24 +853,25 @@ def wait_for_ctrl_c(endpoint_url: str) -> int:
     for name, value in settings_for_aws(endpoint_url).items():
         print(f"export {name}={value}")
     print("unset", *HIDDEN, flush=True)
-    print(f"Serving {TABLE_NAME} at {endpoint_url} until Ctrl-C", file=sys.stderr)
+    warn(f"Serving {TABLE_NAME} until Ctrl-C: paste the lines above into another terminal")
     stop.wait()
     return 0
 
 
-def number(
-    kind: type[int] | type[float], low: float = 0, high: float = math.inf
-) -> Callable[[str], float]:
-    """An argparse type: a number of that kind from `low` to `high`."""
-
-    def value(text: str) -> float:
-        found = kind(text)
-        if not (low <= found <= high and math.isfinite(found)):
-            raise argparse.ArgumentTypeError(f"{text} is out of range")
-        return found
-
-    value.__name__ = "number"  # what argparse calls it in its own message
-    return value
+MANY = 1_000_000_000
+NUMBERS = {
+    "items": (0, 10_000_000, "items in the table"),
+    "latency-ms": (0, MANY, "the fixed part of an answer's time"),
+    "ms-per-mb": (0, MANY, "the time to read 1 MB of items"),
+    "read-capacity": (0, MANY, "RCU a second; 0: on demand"),
+    "write-capacity": (1, MANY, "WCU a second"),
+    "burst-seconds": (1, MANY, "seconds of unused capacity that are kept"),
+    "update-seconds": (0, MANY, "how long UpdateTable takes"),
+    "fault-rate": (0, 1, "probability that a Scan meets a fault"),
+    "seed": (0, MANY, "which faults are drawn"),
+    "port": (0, 65_535, "0: any free one"),
+}
+OPTIONS = {f"--{name}" for name in ("request-log", *NUMBERS)}
 
 
 def parse(argv: Sequence[str] | None) -> tuple[Settings, list[str]]:
@@ -882,42 +881,33 @@ def parse(argv: Sequence[str] | None) -> tuple[Settings, list[str]]:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    for name, kind, what in (
-        ("items", number(int), "items in the table"),
-        ("latency-ms", number(float), "the fixed part of an answer's time"),
-        ("ms-per-mb", number(float), "the time to read 1 MB of items"),
-        ("bandwidth-mbit", number(float), "the link that all connections share; 0: no limit"),
-        ("read-capacity", number(int), "RCU a second; 0: on demand"),
-        ("write-capacity", number(int, 1), "WCU a second"),
-        ("burst-seconds", number(float, 1), "seconds of unused capacity that are kept"),
-        ("update-seconds", number(float), "how long UpdateTable takes"),
-        ("fault-rate", number(float, 0, 1), "probability that a Scan meets a fault"),
-        ("seed", number(int), "which faults are drawn"),
-        ("port", number(int, 0, 65_535), "0: any free one"),
-    ):
-        default = getattr(Settings, name.replace("-", "_"))
-        parser.add_argument(
-            f"--{name}", metavar="N", type=kind, default=default, help=f"{what} ({default:g})"
-        )
+    for name, (_, _, what) in NUMBERS.items():
+        usual = getattr(Settings, name.replace("-", "_"))
+        text = f"{what} ({usual:g})"
+        parser.add_argument(f"--{name}", metavar="N", type=type(usual), default=usual, help=text)
     parser.add_argument("--request-log", metavar="FILE", type=Path, help="one JSON line a request")
     parser.add_argument("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     options = vars(parser.parse_args(argv))
+    for name, (low, high, _) in NUMBERS.items():
+        if not low <= options[name.replace("-", "_")] <= high:
+            parser.error(f"argument --{name}: a number from {low} to {high} is needed")
     command = options.pop("command")
-    return Settings(**options), command[command[:1] == ["--"] :]
+    if command[:1] == ["--"]:
+        del command[0]
+    return Settings(**options), command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    words = list(sys.argv[1:] if argv is None else argv)
-    settings, command = parse(words)
-    mine = words[: len(words) - len(command)]
+    settings, command = parse(argv)
     try:
         with serve(settings) as lab:
-            if not command:
-                return wait_for_ctrl_c(lab.endpoint_url)
-            return run(command, lab.endpoint_url, shlex.join(["python", sys.argv[0], *mine]) + " ")
+            if command:
+                return run(command, lab.endpoint_url)
+            return wait_for_ctrl_c(lab.endpoint_url)
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        taken = error.errno == errno.EADDRINUSE
+        hint = "leave --port out: any free one will do" if taken else ""
+        return failed(f"{error.filename or 'standard output'}: {error.strerror}", hint)
     except KeyboardInterrupt:  # while the items are made: from then on there are handlers
         return 130
 

@@ -70,6 +70,7 @@ CREDENTIALS = (
 REGION = 'You must specify a region. You can also configure your region by running "aws configure".'
 CONNECT = '\nCould not connect to the endpoint URL: "https://x.y/"'
 CONNECT_TIMEOUT = '\nConnect timeout on endpoint URL: "https://x.y/"'
+LAB = "without an account: python tests/local_dynamodb.py --read-capacity 1 ./restore_capacity.sh"
 SSO = "Error when retrieving token from sso: Token has expired and refresh failed"
 
 
@@ -172,9 +173,9 @@ def denial(name: str, message: str) -> str:
 @pytest.mark.parametrize(
     ("answers", "error", "hint"),
     [
-        ([failure(CREDENTIALS, 255)], "no AWS credentials", "aws configure"),
-        ([failure(f"\naws: [ERROR]: {CREDENTIALS}", 253)], "no AWS credentials", "aws configure"),
-        ([failure(REGION, 255)], "no AWS region", "AWS_DEFAULT_REGION="),
+        ([failure(CREDENTIALS, 255)], "no AWS credentials", f"aws configure, or {LAB}"),
+        ([failure(f"\naws: [ERROR]: {CREDENTIALS}", 253)], "no AWS credentials", LAB),
+        ([failure(REGION, 255)], "no AWS region", f"AWS_DEFAULT_REGION=us-east-1, or {LAB}"),
         ([failure(CONNECT, 255)], "https://x.y/", "network"),
         ([failure(CONNECT_TIMEOUT, 255)], "https://x.y/", "network"),
         ([failure("\nThe config profile (nope) could not be found", 255)], "profile (nope)", ""),
@@ -209,6 +210,7 @@ def test_without_aws_on_path(world: World) -> None:
     done = world.run()
     assert done.returncode == 1
     assert done.stderr.startswith("error: no aws on PATH\nhint: install")
+    assert LAB in done.stderr
 
 
 @pytest.mark.parametrize("wrong", [["--force"], ["A", "B"], ["A", "-x"], "0", "-1", "1.5", "5/5"])
