@@ -182,10 +182,8 @@ class Connection:
 def new_client(connection: Connection, process: int) -> Any:
     """A client for one process: it may not cross to another, a fork's child included."""
     # Newer retry modes have a quota that many workers run dry, and hand on what has a wrong CRC.
-    config = Config(
-        retries={"mode": "legacy", "total_max_attempts": 8}, connect_timeout=5, read_timeout=10,
-        max_pool_connections=1000,  # a limit, not a reserve: more than there are workers
-    )  # fmt: skip
+    config = Config(retries={"mode": "legacy", "total_max_attempts": 8}, connect_timeout=5,
+                    read_timeout=10, max_pool_connections=1000)  # fmt: skip
     session = boto3.Session(profile_name=connection.profile, region_name=connection.region)
     client = session.client("dynamodb", endpoint_url=connection.endpoint_url, config=config)
     client.meta.events.register("before-parse.dynamodb.Scan", keep_body)
@@ -256,9 +254,10 @@ class SegmentMetrics(Counts):
         """Count in a page that was asked for at `started`: since the last one, there was a wait."""
         self.started = self.started or started
         last_end = self.started + self.seconds
-        if started - last_end > 0.001:
-            self.waits.append((last_end, started))
         self.seconds = started + page.seconds - self.started
+        read_from = started if page.pages else self.started + self.seconds
+        if read_from - last_end > 0.001:
+            self.waits.append((last_end, read_from))
         self.add(page)
 
 

@@ -72,9 +72,8 @@ def cost(table: Table, scans: int, is_consistent: bool, max_rcu: int | None) -> 
     burst = 300 * table.read_capacity  # Developer Guide, burst capacity
     return (
         f"{text}. The table has {table.read_capacity} a second, and up to {burst:,} that were not "
-        "used in the last 300 s. How much of that is left is not known: the scans wait for "
-        f"{max(0, rcu - burst) / table.read_capacity:,.0f} to "
-        f"{rcu / table.read_capacity:,.0f} s."
+        "used in the last 300 s. How much of that is left is not known: without it, the scans take "
+        f"about {rcu / table.read_capacity:,.0f} s."
     )
 
 
@@ -287,7 +286,7 @@ def main(argv: list[str] | None = None) -> int:
             side_by_side(results),
             wrapped(said),
             timeline([typical(results[0]), typical(best(results))]),
-            "\n".join(wrapped(f"- {warning}") for warning in warnings),
+            "\n".join(wrapped(warning) for warning in warnings),
         ]
         text = "\n\n".join(parts).rstrip()
     common.say(text, sys.stdout)
