@@ -82,9 +82,10 @@ class Scan:
             job = functools.partial(fetch, self.connection, admitted, self.each_page)
             page = self.executor.submit(job).result() if self.executor else job()
             self.pace.pay(page)
+        ended = time.perf_counter()
         page.segment = request.get("Segment", 0)
-        page.started = started
-        page.seconds = time.perf_counter() - started
+        page.started = started if page.pages else ended  # being refused is waiting, too
+        page.seconds = ended - page.started
         return page
 
     def opening(self) -> Iterator[str]:
@@ -111,11 +112,12 @@ def fetch(connection: Connection, request: Json, each_page: OnPage | None) -> Pa
             items=answer["Count"], scanned=answer["ScannedCount"], pages=1,
             consumed_rcu=answer.get("ConsumedCapacity", {}).get("CapacityUnits"),
             retried_requests=answer["ResponseMetadata"].get("RetryAttempts", 0),
-            last_evaluated_key=answer.get("LastEvaluatedKey"),
+            last_evaluated_key={**answer.get("LastEvaluatedKey", {})},
         )  # fmt: skip
         Counts().add(page)  # raises TypeError for what is no number
-        if len(texts) != page.items and request.get("Select") != "COUNT":
-            raise ValueError("Count is not the number of items")
+        expected = 0 if request.get("Select") == "COUNT" else page.items
+        if len(texts) != expected or answer["ResponseMetadata"]["HTTPStatusCode"] != 200:
+            raise ValueError("not all items, or not a 200")
     page.result = each_page(texts) if each_page else None
     return page
 
@@ -144,7 +146,9 @@ def split_items(answer: str) -> tuple[list[str], str]:
 
 
 def json_value(text: str) -> Any:
-    """JSON, in which binary values are base64."""
+    """JSON, in which binary values are base64. Raises ValueError, also for sets of them."""
+    if '"BS"' in text:
+        raise ValueError(text)
     return json.loads(text, object_hook=with_bytes)
 
 
@@ -171,8 +175,6 @@ class Connection:
             client = new_client(self, os.getpid())
         try:
             yield client
-        except BotoCoreError:
-            raise
         except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
             message = f"{client.meta.endpoint_url} does not answer as DynamoDB does"
             raise ScanError(message) from error
@@ -254,10 +256,9 @@ class SegmentMetrics(Counts):
         """Count in a page that was asked for at `started`: since the last one, there was a wait."""
         self.started = self.started or started
         last_end = self.started + self.seconds
+        if started - last_end > 0.001:
+            self.waits.append((last_end, started))
         self.seconds = started + page.seconds - self.started
-        read_from = started if page.pages else self.started + self.seconds
-        if read_from - last_end > 0.001:
-            self.waits.append((last_end, read_from))
         self.add(page)
 
 
@@ -303,23 +304,20 @@ class ScanMetrics(Counts):
     def rows(self) -> dict[str, str]:
         """The metrics in words, the lab's own four first; the last ones only if they say much."""
         rcu = self.consumed_rcu
-        rows = {
-            "Total execution time": f"{self.seconds:.2f} s",
-            "Items processed": f"{self.items:,}",
-            "Items per second": f"{self.items_per_second:,.0f}",
-            "Consumed RCU": "n/a" if rcu is None else f"{rcu:,.1f}",
-            "Pages": f"{self.pages:,}",
-            "CPU time": f"{self.cpu_seconds:.2f} s",
-        }
-        if self.connect_seconds > self.seconds / 10:
-            rows["Connecting before"] = f"{self.connect_seconds:.2f} s"
-        if self.scanned != self.items:
-            rows["Items scanned"] = f"{self.scanned:,}"
-        if self.throttled_requests:
-            rows["Throttled requests"] = f"{self.throttled_requests:,}"
-        if self.retried_requests:
-            rows["Retried requests"] = f"{self.retried_requests:,}"
-        return rows
+        connecting = self.connect_seconds if self.connect_seconds > self.seconds / 10 else None
+        metrics = [
+            ("Total execution time", self.seconds, "{:.2f} s"),
+            ("Items processed", self.items, "{:,}"),
+            ("Items per second", self.items_per_second, "{:,.0f}"),
+            ("Consumed RCU", "n/a" if rcu is None else f"{rcu:,.1f}", "{}"),
+            ("Pages", self.pages, "{:,}"),
+            ("CPU time", self.cpu_seconds, "{:.2f} s"),
+            ("Connecting before", connecting, "{:.2f} s"),
+            ("Items scanned", self.scanned if self.scanned != self.items else None, "{:,}"),
+            ("Throttled requests", self.throttled_requests or None, "{:,}"),
+            ("Retried requests", self.retried_requests or None, "{:,}"),
+        ]
+        return {name: form.format(value) for name, value, form in metrics if value is not None}
 
 
 def draw_line(text: str) -> None:
@@ -433,9 +431,11 @@ REMEDIES = {  # the first one counts that is found in an error's name or message
     "ProfileNotFound": "aws configure list-profiles shows the profiles there are",
     "Expired|UnrecognizedClient|InvalidSignature|SSO|Token": "renew credentials, check the clock",
     "attribute name|reserved": """use --expression-attribute-names '{"#mode": "game_mode"}'""",
-    "attribute value|AttributeValues": """use --expression-attribute-values '{":n": {"N": "1"}}'""",
+    "attribute value|parameter ExpressionAttributeValues": "values go into "
+    """--expression-attribute-values '{":min": {"N": "100"}}'""",
     "Invalid endpoint|region_name": "check --region, and --endpoint-url: http://host:port",
-    "Connect|Timeout|HTTPClient|SSL|Checksum|does not answer": "check network, region, endpoint",
+    r"Connect|Timeout|HTTPClient|SSL|ChecksumError|\([0-9]|does not answer": "check the network, "
+    "--region and --endpoint-url",
     "throttled for": "raise the table's capacity, or read more slowly: --max-rcu",
     "--max-rcu needs": "read small pages instead: --page-size 100",
     "new thread": "try fewer --workers",
@@ -444,8 +444,8 @@ REMEDIES = {  # the first one counts that is found in an error's name or message
 
 def status_of(main: Callable[[], int]) -> int:
     """Run a script's main; returns the exit status. A failure is `error:`, with its `hint:`."""
-    if None in (sys.stdout, sys.stderr):
-        raise SystemExit("error: standard output or standard error is closed")
+    if sys.stdout is None:
+        raise SystemExit("error: standard output is closed")
     handle_signals(interrupt)
     try:
         return main()
@@ -454,7 +454,7 @@ def status_of(main: Callable[[], int]) -> int:
     except BrokenPipeError:  # as `yes | head` ends: nobody reads on
         return 141
     except (ScanError, BotoCoreError, ClientError, OSError, RecursionError, ValueError) as error:
-        said = " ".join(str(error).split())
+        said = " ".join(str(error).split())[:500]
         name = type(error).__name__
         hints = [hint for words, hint in REMEDIES.items() if re.search(words, f"{name} {said}")]
         print("\nhint: ".join([f"error: {said}", *hints[:1]]), file=sys.stderr)
@@ -472,13 +472,6 @@ def interrupt(*_: object) -> None:
     """A signal's handler; a second signal would cut off the report of what was measured."""
     handle_signals(signal.SIG_IGN)
     raise KeyboardInterrupt
-
-
-def number_above_0(text: str) -> int:
-    """An argparse type: a whole number above 0."""
-    if int(text) < 1:
-        raise ValueError(text)
-    return int(text)
 
 
 def add_scan_flags(parser: argparse.ArgumentParser, save: bool = True) -> None:
@@ -499,8 +492,8 @@ def add_scan_flags(parser: argparse.ArgumentParser, save: bool = True) -> None:
     flag("--expression-attribute-values", dest="ExpressionAttributeValues", type=json_value,
          metavar="JSON", help="""such as '{":min": {"N": "100"}}'""")
     flag = parser.add_argument_group("capacity").add_argument
-    flag("--page-size", dest="Limit", type=number_above_0, help="items read for a page, at most")
-    flag("--max-rcu", type=number_above_0, metavar="R",
+    flag("--page-size", dest="Limit", type=int, help="items read for a page, at most")
+    flag("--max-rcu", type=int, metavar="R",
          help="take at most R read capacity units a second, all workers together")
     flag = parser.add_argument_group("connection").add_argument
     for name in ("--region", "--profile", "--endpoint-url"):
@@ -517,6 +510,8 @@ def scan_from(args: argparse.Namespace) -> Scan:
     is_saved = vars(args).get("save") is not None
     if is_saved and args.Select == "COUNT":
         raise ValueError("--save needs the items, and --select COUNT sends none")
+    if args.max_rcu is not None and args.max_rcu < 1:
+        raise ValueError("--max-rcu is a whole number above 0")
     flags = vars(args).items()
     request = {name: value for name, value in flags if name[0].isupper() and value is not None}
     connection = Connection(args.region, args.profile, args.endpoint_url)

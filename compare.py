@@ -17,7 +17,7 @@ from tabulate import tabulate
 
 import common
 from common import Json, Scan, ScanMetrics
-from parallel_scan import MOST_WORKERS, WORKERS_HELP, parallel_scan, timeline
+from parallel_scan import MOST_WORKERS, WORKERS_HELP, parallel_scan, timeline, whole_number
 from sequential_scan import sequential_scan
 
 Runs = list[ScanMetrics]  # of one way to scan, the fastest first
@@ -241,7 +241,7 @@ def wrapped(text: str) -> str:
 
 def segment_counts(text: str) -> list[int]:
     """An argparse type: numbers of segments, such as 4 or 2,4,8."""
-    return [common.number_above_0(each) for each in text.split(",")]
+    return [whole_number(each) for each in text.split(",")]
 
 
 def parsed(argv: list[str] | None) -> argparse.Namespace:
@@ -254,9 +254,9 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     flag = parser.add_argument_group("the lab").add_argument
     flag("--total-segments", type=segment_counts, nargs="+", default=[[4]], metavar="N",
          help="a parallel scan, and a column, for each (default: 4)")
-    flag("--workers", type=common.number_above_0, default=MOST_WORKERS, metavar="W",
+    flag("--workers", type=whole_number, default=MOST_WORKERS, metavar="W",
          help=WORKERS_HELP)
-    flag("--runs", type=common.number_above_0, default=1, metavar="R",
+    flag("--runs", type=whole_number, default=1, metavar="R",
          help="scan R times each way, and show the median run")
     common.add_scan_flags(parser, save=False)
     return parser.parse_args(argv)

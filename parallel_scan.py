@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import functools
 import queue
-import re
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -124,7 +123,7 @@ def timeline(scans: list[ScanMetrics]) -> str:
     lines.append(f"{'':<{margin}} 0 s{f'{end:.2f} s':>{width - 2}}")
     lines.append(f"{READING} reading  {WAITING} waiting")
     if len(bars) > MOST_BARS:
-        lines[-1] += f"  (the {MOST_BARS} of {len(bars):,} segments that ended last)"
+        lines.append(f"the {MOST_BARS} of {len(bars):,} segments that ended last")
     return "\n".join(lines)
 
 
@@ -139,12 +138,19 @@ def bar(segment: SegmentMetrics, scale: float) -> str:
     return "".join(cells)
 
 
-def share(text: str) -> range:
+def whole_number(text: str) -> int:
+    """An argparse type: from 1 to 1,000,000, as TotalSegments (API reference, Scan)."""
+    if not 1 <= int(text) <= 1_000_000:
+        raise argparse.ArgumentTypeError(f"{text} is not from 1 to 1,000,000")
+    return int(text)
+
+
+def range_a_b(text: str) -> range:
     """An argparse type: "A-B", segments A to B inclusive."""
-    match = re.fullmatch("([0-9]{1,7})-([0-9]{1,7})", text)
-    if not match or int(match[1]) > int(match[2]):
-        raise argparse.ArgumentTypeError(f"{text!r} is not A-B, such as 0-3")
-    return range(int(match[1]), int(match[2]) + 1)
+    first, last = map(int, text.split("-"))
+    if first > last:
+        raise ValueError(text)
+    return range(first, last + 1)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -155,11 +161,11 @@ def main(argv: list[str] | None = None) -> int:
         allow_abbrev=False,
     )
     flag = parser.add_argument_group("the lab").add_argument
-    flag("--total-segments", type=common.number_above_0, default=4, metavar="N",
+    flag("--total-segments", type=whole_number, default=4, metavar="N",
          help="the parts that DynamoDB divides the table into (default: 4)")
-    flag("--workers", type=common.number_above_0, default=MOST_WORKERS, metavar="W",
+    flag("--workers", type=whole_number, default=MOST_WORKERS, metavar="W",
          help=WORKERS_HELP)
-    flag("--segments", type=share, metavar="A-B",
+    flag("--segments", type=range_a_b, metavar="A-B",
          help="only these, counted from 0: this machine's share")
     common.add_scan_flags(parser)
     args = parser.parse_args(argv)

@@ -1,15 +1,21 @@
-"""Fixtures that several test files use."""
+"""Fixtures that several tests use: engines, and a script's main."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+import json
+import os
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
+import boto3
 import pytest
-from engines import client_of, dynalite
+from engines import Canned, Engine, canned_answers, client_of, dynalite, lab_items, loaded
+from local_dynamodb import Lab, Settings, serve
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
+
+OTHER = os.environ.get("DYNAMODB_ENDPOINT_URL")
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +23,48 @@ def engine_client() -> Iterator[DynamoDBClient]:
     """A client of a running dynalite."""
     with dynalite() as endpoint_url:
         yield client_of(endpoint_url)
+
+
+@pytest.fixture(scope="module")
+def real(engine_client: DynamoDBClient) -> Iterator[Engine]:
+    """dynalite, with the lab's 2,000 items and an index."""
+    with loaded(engine_client, lab_items(), index=True) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    """The local lab, with its 2,000 items, taking no time and never throttling."""
+    with serve(Settings(items=2000, latency_ms=0, ms_per_mb=0, read_capacity=0)) as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def canned() -> Iterator[Canned]:
+    with canned_answers() as server:
+        yield server
+
+
+@pytest.fixture(scope="module", params=["lab", "dynalite", *(["other"] if OTHER else [])])
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    """Each engine in turn, with the lab's 2,000 items; DYNAMODB_ENDPOINT_URL adds one."""
+    if request.param == "lab":
+        yield Engine(request.getfixturevalue("lab").endpoint_url)
+    elif request.param == "dynalite":
+        yield request.getfixturevalue("real")
+    else:
+        with loaded(boto3.client("dynamodb", endpoint_url=OTHER), lab_items()) as other:
+            yield other
+
+
+@pytest.fixture
+def metrics_of(capfd: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
+    """Calls a script's main in this process; returns its JSON."""
+
+    def call(script: Any, engine: Engine, *flags: str) -> dict[str, Any]:
+        where = ["--endpoint-url", engine.endpoint_url, "--table-name", engine.table]
+        assert script.main([*where, "--output", "json", *flags]) == 0
+        metrics: dict[str, Any] = json.loads(capfd.readouterr().out)
+        return metrics
+
+    return call

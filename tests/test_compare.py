@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+import importlib
 import json
 import os
 import pty
@@ -11,367 +11,634 @@ import select
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
-from local_dynamodb import Lab, Settings, serve
-from running import BUNDLE, environment, result, run
+from local_dynamodb import HIDDEN, Lab, Settings, serve, settings_for_aws
+from running import BUNDLE, environment
 
 import compare
-import parallel_scan
-from common import ScanMetrics, SegmentMetrics
-from compare import Result, Table, advice, best, change, pace_in_words, verdict, warnings
+from common import Connection, Scan, ScanMetrics, SegmentMetrics
+from compare import Runs, Table, best, cost, notes, side_by_side, verdict
+from parallel_scan import timeline
+
+WIDTH = 80
 
 
-def scanned(
-    seconds: float = 1.0,
-    *,
-    segments: tuple[int, ...] = (100,),
-    mode: str = "parallel",
-    rcu: float | None = 50.0,
-    pages: int = 4,
-    throttled: int = 0,
-    cpu: float = 0.1,
-    workers: int | None = None,
-) -> ScanMetrics:
-    """The metrics of a made-up scan; `segments` are the items in each."""
-    count, workers = len(segments), workers or len(segments)
-    return ScanMetrics(
-        items=sum(segments), scanned=sum(segments), pages=pages, consumed_rcu=rcu,
-        throttled_requests=throttled, mode=mode, table_name="T", total_segments=count,
-        workers=workers, complete=True, seconds=seconds, cpu_seconds=cpu,
-        page_seconds=[seconds / pages] * pages,
-        segments=[
-            SegmentMetrics(items=n, scanned=n, segment=i, worker=i % workers, started=0.0,
-                           seconds=seconds * n / max(segments))
-            for i, n in enumerate(segments)
-        ],
-    )  # fmt: skip
+@pytest.fixture(autouse=True)
+def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """80 columns, and nothing of the user's settings."""
+    monkeypatch.setenv("COLUMNS", str(WIDTH))
+    for name in HIDDEN:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in settings_for_aws("http://127.0.0.1:9").items():
+        monkeypatch.setenv(name, value)
 
 
-def results(
-    sequential: list[ScanMetrics] | None = None, *parallel: list[ScanMetrics]
-) -> list[Result]:
-    ways = [sequential or [scanned(2.0, mode="sequential")], *parallel]
-    labels = ["Sequential", *(f"{runs[0].total_segments} segments" for runs in parallel)]
-    return [Result(label, runs) for label, runs in zip(labels, ways, strict=True)]
+def segment(seconds: float, **more: Any) -> SegmentMetrics:
+    return SegmentMetrics(pages=1, seconds=seconds, **more)
 
 
-FOUR = (25, 25, 25, 25)
-ON_DEMAND = Table("T", 100, 10**6, None, "PAY_PER_REQUEST")
+def scanned(seconds: float = 1.0, segments: int = 4, **more: Any) -> ScanMetrics:
+    """The metrics of a made-up scan of 100 items; 0 segments: a sequential one."""
+    made_up: dict[str, Any] = {
+        "mode": "parallel" if segments else "sequential",
+        "table_name": "T",
+        "total_segments": segments or 1,
+        "complete": True,
+        "items": 100,
+        "scanned": 100,
+        "items_per_second": 100 / seconds,
+        "pages": 4,
+        "consumed_rcu": 50.0,
+        "seconds": seconds,
+        "cpu_seconds": 0.1,
+        "segments": [segment(seconds, segment=number) for number in range(segments or 1)],
+    }
+    return ScanMetrics(**{**made_up, **more})
 
 
-def table(rcu: int | None, size: int = 10**6) -> Table:
+def results(*seconds: float, **more: Any) -> list[Runs]:
+    """One run each way: sequential, then in 2, 4, 8 ... segments; `more` is of the parallel ones."""
+    sequential = scanned(seconds[0], 0)
+    parallel = [scanned(each, 2**number, **more) for number, each in enumerate(seconds[1:], 1)]
+    return [[run] for run in (sequential, *parallel)]
+
+
+def table(rcu: int | None = 5, size: int = 10**6) -> Table:
     return Table("T", 100, size, rcu, "PROVISIONED" if rcu else "PAY_PER_REQUEST")
 
 
 # --- Arithmetic, by hand
 
 
-def test_median_spread_and_the_run_that_stands_for_all() -> None:
-    odd = Result("", [scanned(3.0), scanned(1.0), scanned(2.0)])
-    assert (odd.seconds, odd.spread, odd.typical.seconds) == (2.0, (1.0, 3.0), 2.0)
-    even = Result("", [scanned(1.0), scanned(4.0), scanned(2.0), scanned(8.0)])
-    assert (even.seconds, even.spread) == (3.0, (1.0, 8.0))
-    assert even.typical.seconds in (2.0, 4.0)
-    assert Result("", [scanned(0.5)]).faster_than(odd) == 4.0
+def test_the_median_run_stands_for_all() -> None:
+    runs = [scanned(each) for each in (1.0, 2.0, 5.0)]
+    assert compare.typical(runs).seconds == 2.0
+    assert compare.typical(runs[:2]).seconds == 1.0
+    assert compare.times_as_fast([scanned(0.5)], runs) == 4.0
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs", "words"),
+    ("seconds", "segments"),
     [
-        ([1.0], [2.9], "2.9x faster"),
-        ([2.0], [1.0], "2.0x slower"),
-        ([1.0], [1.05], "no measurable difference"),
-        ([1.0], [1.06], "1.1x faster"),
-        ([1.0, 1.2, 1.1], [1.2, 1.4, 1.3], "no measurable difference"),  # they touch at 1.2
-        ([1.0, 1.2, 1.1], [1.21, 1.4, 1.3], "1.2x faster"),
+        ((9.0, 1.04, 1.0, 1.3), 2),
+        ((9.0, 1.06, 1.0, 1.3), 4),
+        ((9.0, 2.0, 1.04, 1.0), 4),
+        ((9.0, 2.0, 1.06, 1.0), 8),
+        ((0.1, 1.0, 2.0), 2),  # the sequential scan is not one of them
+        ((1.0,), 1),  # unless an interrupt left no other
     ],
 )
-def test_a_difference_is_claimed_only_where_the_runs_show_one(
-    ours: list[float], theirs: list[float], words: str
+def test_the_best_has_the_fewest_segments_within_5_percent(
+    seconds: tuple[float, ...], segments: int
 ) -> None:
-    one, other = (Result("", [scanned(each) for each in times]) for times in (ours, theirs))
-    assert pace_in_words(one, other) == words
+    assert best(results(*seconds))[0].total_segments == segments
 
 
-@pytest.mark.parametrize(
-    ("before", "after", "words"),
-    [
-        (50.0, 51.0, "+2.0%"),
-        (100, 50, "-50.0%"),
-        (7, 7, "same"),
-        (0, 3, "+3"),
-        (None, 1.0, "n/a"),
-        (1.0, None, "n/a"),
-        (10_000.0, 10_001.0, "about the same"),
-    ],
-)
-def test_change_in_words(before: float | None, after: float | None, words: str) -> None:
-    assert change(before, after) == words
+def test_the_best_goes_by_the_medians() -> None:
+    lucky = [scanned(each, 2) for each in (0.1, 2.0, 2.1)]
+    steady = [scanned(each, 4) for each in (1.0, 1.0, 9.0)]
+    assert best([[scanned(3.0, 0)], lucky, steady]) is steady
 
 
-def test_the_best_is_the_fewest_segments_within_5_percent_of_the_fastest() -> None:
-    times = {1: 4.0, 2: 2.2, 4: 1.04, 8: 1.0, 16: 1.3}
-    parallel = [Result(str(count), [scanned(seconds)]) for count, seconds in times.items()]
-    assert best(parallel).label == "4"
-    parallel[2].runs[0].seconds = 1.06
-    assert best(parallel).label == "8"
+MIB_8 = 8 * 2**20  # 2,048 units of 4 KB: 1,024 RCU a scan, 2,048 if consistent
 
 
-@pytest.mark.parametrize(
-    ("rcu", "scans", "consistent", "words"),
-    [
-        # 8 MiB are 2,048 units of 4 KB: 1,024 RCU a scan, or 2,048 if consistent.
-        (None, 2, False, "about 2,048 RCU, billed by the request"),
-        (7, 2, False, "about 2,048 RCU; unused capacity of 300 s would be 2,100"),
-        (5, 2, False, "about 2,048 RCU; unused capacity of 300 s would be 1,500: throttled from "
-                      "scan 2 on, for up to 110 s"),
-        (5, 1, True, "about 2,048 RCU; unused capacity of 300 s would be 1,500: throttled from "
-                     "scan 1 on"),
-    ],
-)  # fmt: skip
-def test_the_cost_is_told_beforehand(
-    rcu: int | None, scans: int, consistent: bool, words: str
-) -> None:
-    assert words in table(rcu, size=8 * 2**20).cost(scans, consistent)
-    paced = table(rcu, size=8 * 2**20).cost(scans, consistent, 100)
-    assert paced.endswith("about 2,048 RCU, at 100 a second in 20 s or more")
-
-
-# --- What it says
-
-
-def test_verdicts() -> None:
-    faster = results(None, [scanned(1.0, segments=FOUR, rcu=51.0)])
-    told = "4 segments: 2.0x faster, consumed capacity +2.0%; the limit now is the"
-    assert verdict(faster, "thread") == f"{told} table."
-    busy = results(None, [scanned(1.0, segments=FOUR, cpu=0.9)])
-    assert verdict(busy, "thread").endswith("the limit now is the client.")
-    assert verdict(busy, "process").endswith("the limit now is the table.")  # of two cores or more
-    small = results([scanned(0.2, mode="sequential", pages=1)], [scanned(0.1, segments=FOUR)])
-    assert "fits in one page" in verdict(small, "thread")
-    assert "little to gain (here 0.10 s less)" in verdict(small, "thread")
-    spent = results(None, [scanned(9.0, segments=FOUR, throttled=3)])
-    assert verdict(spent, "thread").startswith("Throttled: the table's capacity set the time")
-    cut = results(None, [scanned(0.1, segments=FOUR)])
-    cut[1].runs[0].complete = False
-    assert verdict(cut, "thread").startswith("Interrupted")
-    assert pace_in_words(cut[1], cut[0]) == "interrupted: not comparable"
-
-
-def test_warnings_come_when_due_and_only_then() -> None:
-    assert warnings(results(None, [scanned(segments=FOUR)])) == []
-    (changed,) = warnings(results(None, [scanned(segments=(25, 25, 25, 26))]))
-    assert "from 100 to 101 items: the table changed" in changed
-    (throttled,) = warnings(results(None, [scanned(segments=FOUR, throttled=1)]))
-    assert "wait for capacity" in throttled
-    (rounded,) = warnings(results(None, [scanned(segments=(50, 50, 0), rcu=51.0, pages=5)]))
-    assert rounded == ("51.0 RCU in 3 segments, 50.0 in one scan: each page is rounded up to 4 KB, "
-                       "and 5 pages came, not 4 (empty segments: 1).")  # fmt: skip
-    assert warnings(results(None, [scanned(segments=FOUR, rcu=None)])) == []
-
-
-ADVICE: dict[str, tuple[Table, list[Result], list[Result]]] = {  # with the case, and just without
-    "./restore_capacity.sh": (table(4), results(None, [scanned(segments=FOUR)]), []),
-    "--max-rcu 5": (
-        table(5),
-        results(None, [scanned(segments=FOUR, throttled=1)]),
-        results(None, [scanned(segments=FOUR)]),
-    ),
-    "--items 200000": (
-        table(5),
-        results([scanned(pages=1, mode="sequential")], [scanned(segments=FOUR)]),
-        results([scanned(pages=2, mode="sequential")], [scanned(segments=FOUR)]),
-    ),
-    "--executor process --total-segments 4": (
-        table(5),
-        results(None, [scanned(segments=FOUR, cpu=0.81)]),
-        results(None, [scanned(segments=FOUR, cpu=0.80)]),
-    ),
-    "--workers 4 --total-segments 32": (
-        table(5),
-        results(None, [scanned(segments=(51, 20, 15, 14))]),
-        results(None, [scanned(segments=(50, 20, 15, 15))]),
-    ),
-    "8 segments are no faster than 4: python parallel_scan.py --total-segments 4": (
-        table(5),
-        results(None, [scanned(1.04, segments=FOUR)], [scanned(1.0, segments=FOUR * 2)]),
-        results(None, [scanned(1.06, segments=FOUR)], [scanned(1.0, segments=FOUR * 2)]),
-    ),
-}
-
-
-@pytest.mark.parametrize("line", ADVICE)
-def test_advice_comes_when_due_and_only_then(line: str) -> None:
-    facts, due, not_due = ADVICE[line]
-    given = advice(facts, due, "thread")
-    assert any(line in each for each in given), given
-    assert advice(table(5), not_due or due, "thread") == []
-
-
-def test_advice_is_three_lines_at_most_each_with_a_command() -> None:
-    worst = results([scanned(pages=1, mode="sequential")],
-                    [scanned(segments=(97, 1, 1, 1), throttled=2, cpu=1.0)],
-                    [scanned(segments=FOUR * 2)])  # fmt: skip
-    given = advice(table(1), worst, "thread")
-    assert len(given) == 3
-    assert all(re.search(r"python \w+|\./\w+", each) for each in given)
-
-
-def test_uneven_segments_need_no_advice_where_workers_are_fewer() -> None:
-    uneven = results(None, [scanned(segments=(60, 20, 10, 10), workers=2)])
-    assert advice(table(5), uneven, "thread") == []
-    assert advice(ON_DEMAND, uneven, "process") == []
-
-
-# --- What it looks like
-
-
-@pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Any:
-    def resize(columns: int, encoding: str) -> None:
-        monkeypatch.setenv("COLUMNS", str(columns))
-        monkeypatch.setattr(parallel_scan, "sys", argparse.Namespace(
-            stdout=argparse.Namespace(encoding=encoding)))  # fmt: skip
-
-    return resize
-
-
-@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
-@pytest.mark.parametrize("columns", [40, 80, 200])
-def test_the_timeline_fits_and_draws_time_to_scale(
-    terminal: Any, columns: int, encoding: str
-) -> None:
-    terminal(columns, encoding)
-    waiting = scanned(1.0, segments=(100, 50))
-    waiting.segments[0].waits = [(0.25, 0.5)]
-    drawn = parallel_scan.timeline([scanned(2.0, mode="sequential"), waiting])
-    drawn.encode(encoding)
-    full, first, half, axis, legend = drawn.splitlines()
-    assert max(map(len, drawn.splitlines())) <= columns
-    bars = [line.partition("|")[2] for line in (full, first, half)]
-    cells = len(bars[0])
-    assert cells > columns * 0.6
-    read, wait = "█░" if encoding == "utf-8" else "#."
-    assert bars[0] == read * cells
-    assert abs(len(bars[1]) - cells / 2) <= 1
-    assert abs(len(bars[2]) - cells / 4) <= 1
-    assert abs(bars[1].count(wait) - cells / 4) <= 2
-    assert full.startswith("sequential")
-    assert legend == f"{read} reading  {wait} waiting for capacity"
-    assert axis.split() == ["0", "s", "2.00", "s"]
-    assert len(axis) == len(full)
-
-
-@pytest.mark.parametrize(("segments", "workers", "rows"), [(20, 20, 20), (21, 7, 7), (200, 64, 16)])
-def test_the_timeline_has_20_rows_at_most(
-    terminal: Any, segments: int, workers: int, rows: int
-) -> None:
-    terminal(80, "utf-8")
-    drawn = parallel_scan.timeline([scanned(segments=(5,) * segments, workers=workers)])
-    assert len(drawn.splitlines()) == rows + 2
-    assert drawn.startswith("segment" if segments <= 20 else "worker")
-
-
-def test_the_20_rows_include_the_sequential_scan(terminal: Any) -> None:
-    terminal(80, "utf-8")
-    for segments, rows in ((19, 20), (20, 1 + 10)):
-        both = [scanned(mode="sequential"), scanned(segments=(5,) * segments)]
-        assert len(parallel_scan.timeline(both).splitlines()) == rows + 2
-
-
-def test_commands_to_paste_reach_the_same_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("LOCAL_LAB", raising=False)
-    args = argparse.Namespace(TableName="My.Table", region="eu-west-1", profile=None,
-                              endpoint_url=None)  # fmt: skip
-    flags = compare.table_flags(args)
-    assert flags == " --table-name My.Table --region eu-west-1"
-    spent = results(None, [scanned(segments=FOUR, throttled=1)])
-    (given,) = advice(table(5), spent, "thread", flags)
-    assert given.endswith(f": python parallel_scan.py{flags} --max-rcu 5")
-    monkeypatch.setenv("LOCAL_LAB", "python tests/local_dynamodb.py --items 9 ")
-    (given,) = advice(table(5), spent, "thread")
-    assert given.endswith(
-        ": python tests/local_dynamodb.py --items 9 python parallel_scan.py --max-rcu 5"
+def test_the_cost_by_hand() -> None:
+    assert cost(table(None, MIB_8), 3, False, None) == (
+        "3 scans of the whole table consume about 3,072 RCU, billed by the request."
+    )
+    assert "2 scans of the whole table consume about 4,096 RCU" in cost(
+        table(None, MIB_8), 2, True, None
     )
 
 
-def test_the_timeline_of_nothing_is_no_error(terminal: Any) -> None:
-    terminal(80, "utf-8")
-    assert parallel_scan.timeline([ScanMetrics()])
+def test_the_cost_of_a_provisioned_table_is_time() -> None:
+    text = cost(table(5, MIB_8), 2, False, None)
+    assert text.startswith("2 scans of the whole table consume about 2,048 RCU")
+    assert "5 a second" in text
+    assert "up to 1,500 that were not used in the last 300 s" in text
+    assert "about 410 s" in text  # 2,048 / 5
 
 
-# --- As a user runs it
+@pytest.mark.parametrize("rcu", [None, 5])
+def test_the_cost_at_a_pace_is_the_paces_time(rcu: int | None) -> None:
+    text = cost(table(rcu, MIB_8), 2, False, 100)
+    assert text.endswith("about 2,048 RCU: at --max-rcu 100, in 20 s or more.")
+
+
+# --- The table
+
+
+def rows_of(text: str) -> dict[str, list[str]]:
+    """The table's rows: their cells by their names."""
+    lines = text.split("\n---")[1].splitlines()[1:]
+    return {line[:20].strip(): re.split(r"\s{2,}", line[20:].strip()) for line in lines}
+
+
+FIRST_ROWS = ["Total execution time", "Items processed", "Items per second", "Consumed RCU",
+              "Times as fast", "Pages", "CPU time"]  # fmt: skip
+
+
+def test_a_column_a_scan_and_a_row_a_metric() -> None:
+    faster = scanned(1.0, 4, consumed_rcu=52.5, pages=6, cpu_seconds=0.25, items=1234, scanned=1234)
+    text = side_by_side([[scanned(2.0, 0)], [faster]])
+    assert re.match(r" +sequential +4\n +segments\n", text)
+    assert rows_of(text) == {
+        "Total execution time": ["2.00 s", "1.00 s"],
+        "Items processed": ["100", "1,234"],
+        "Items per second": ["50", "100"],
+        "Consumed RCU": ["50.0", "52.5"],
+        "Times as fast": ["1.0", "2.0"],
+        "Pages": ["4", "6"],
+        "CPU time": ["0.10 s", "0.25 s"],
+    }
+    assert list(rows_of(text)) == FIRST_ROWS
+
+
+def test_several_runs_show_their_spread() -> None:
+    some = [scanned(each, 0) for each in (1.0, 2.0, 4.0)]
+    others = [scanned(each, 4) for each in (0.5, 1.0, 3.0)]
+    rows = rows_of(side_by_side([some, others]))
+    assert list(rows)[:4] == [FIRST_ROWS[0], "Fastest run", "Slowest run", FIRST_ROWS[1]]
+    assert rows["Total execution time"] == ["2.00 s", "1.00 s"]
+    assert rows["Fastest run"] == ["1.00 s", "0.50 s"]
+    assert rows["Slowest run"] == ["4.00 s", "3.00 s"]
+    assert list(rows)[3:] == FIRST_ROWS[1:]
+
+
+def test_other_rows_come_where_some_scan_has_them() -> None:
+    special = scanned(
+        1.0, connect_seconds=0.2, scanned=300, throttled_requests=7, retried_requests=2
+    )
+    rows = rows_of(side_by_side([[scanned(2.0, 0)], [special]]))
+    assert list(rows) == [*FIRST_ROWS, "Connecting before", "Items scanned", "Throttled requests",
+                          "Retried requests"]  # fmt: skip
+    assert rows["Connecting before"] == ["0.20 s"]
+    assert rows["Items scanned"] == ["300"]
+    assert rows["Throttled requests"] == ["7"]
+    assert rows["Retried requests"] == ["2"]
+    usual = rows_of(side_by_side([[scanned(2.0, 0)], [scanned(1.0, connect_seconds=0.1)]]))
+    assert list(usual) == FIRST_ROWS
+
+
+def test_a_row_of_one_scan_leaves_the_others_cell_empty() -> None:
+    text = side_by_side([[scanned(2.0, 0, throttled_requests=7)], [scanned(1.0)]])
+    (line,) = (line for line in text.splitlines() if line.startswith("Throttled"))
+    under_sequential = text.splitlines()[0].index("sequential") + len("sequential")
+    assert line.rstrip().endswith("7")
+    assert len(line.rstrip()) == under_sequential
+
+
+def test_what_an_engine_does_not_say_is_not_0() -> None:
+    rows = rows_of(side_by_side(results(2.0, 1.0, consumed_rcu=None)))
+    assert rows["Consumed RCU"] == ["50.0", "n/a"]
+
+
+LARGE = {
+    "items": 49_999_999,
+    "scanned": 99_999_999,
+    "pages": 49_999_999,
+    "items_per_second": 12_345_678.9,
+    "consumed_rcu": 999_999.5,
+    "cpu_seconds": 35_999.99,
+    "connect_seconds": 9_000.0,
+    "throttled_requests": 10_000_000,
+    "retried_requests": 10_000_000,
+}
+
+
+@pytest.mark.parametrize("runs", [1, 3])
+def test_five_scans_fit_80_columns(runs: int) -> None:
+    small = [[scanned(1.0, count)] * runs for count in (0, 2, 4, 8, 16)]
+    large = [
+        [scanned(36_000.0, 0, total_segments=count, **LARGE)] * runs
+        for count in (1, 250_000, 500_000, 999_999, 1_000_000)
+    ]
+    for five in (small, large):
+        text = side_by_side(five)
+        assert text.split()[0] == "sequential"
+        assert len(rows_of(text)["Pages"]) == 5
+        assert max(map(len, text.splitlines())) <= WIDTH
+
+
+# --- What came of it
+
+
+def test_a_verdict_names_the_tables_capacity_where_throttled_scans_waited() -> None:
+    for waits, throttled, is_named in (
+        ([(0.1, 0.32)], 1, True),
+        ([(0.1, 0.2), (0.5, 0.62)], 1, True),
+        ([(0.1, 0.28)], 1, False),
+        ([(0.1, 0.32)], 0, False),
+    ):
+        segments = [segment(1.0, waits=waits), segment(1.0)]
+        many = results(2.0, 1.0, segments=segments, throttled_requests=throttled)
+        text = verdict(many, None)
+        named = text == "The table's capacity set the time, not the way of scanning."
+        assert named == is_named, text
+
+
+def test_a_verdict_names_the_tables_capacity_if_only_the_sequential_scan_waited() -> None:
+    many = results(2.0, 1.0)
+    many[0][0] = scanned(2.0, 0, throttled_requests=1, segments=[])
+    many[0][0].segments = [segment(2.0, waits=[(0.0, 1.0)])]
+    assert verdict(many, None).startswith("The table's capacity")
+
+
+@pytest.mark.parametrize(("max_rcu", "is_named"), [(None, False), (71, True), (72, False)])
+def test_a_verdict_names_the_pace_where_it_was_used(max_rcu: int | None, is_named: bool) -> None:
+    text = verdict(results(2.0, 1.0), max_rcu)  # 50 RCU in a second
+    assert (text == "Your own --max-rcu set the time, not the way of scanning.") == is_named
+
+
+def test_the_tables_capacity_counts_before_the_pace() -> None:
+    waited = [segment(1.0, waits=[(0.0, 0.5)])]
+    many = results(2.0, 1.0, segments=waited, throttled_requests=1)
+    assert verdict(many, 50).startswith("The table's capacity")
+
+
+def test_a_verdict_says_what_the_time_went_on() -> None:
+    assert verdict(results(2.0, 1.0, cpu_seconds=0.7), None) == (
+        "2 segments: 2.0 times as fast. It waited for pages: more segments may help."
+    )
+    assert verdict(results(2.0, 1.0, cpu_seconds=0.71), None) == (
+        "2 segments: 2.0 times as fast. This machine's CPU set the time."
+    )
+
+
+def test_more_segments_may_help_only_beyond_the_most_that_were_tried() -> None:
+    assert verdict(results(3.0, 2.0, 1.0), None) == (
+        "4 segments: 3.0 times as fast. It waited for pages: more segments may help."
+    )
+    assert verdict(results(3.0, 1.0, 2.0), None) == (
+        "2 segments: 3.0 times as fast. More segments gained nothing."
+    )
+    assert verdict(results(3.0, 1.0, 1.0, cpu_seconds=0.9), None) == (
+        "2 segments: 3.0 times as fast. This machine's CPU set the time. "
+        "More segments gained nothing."
+    )
+
+
+def test_a_slower_scan_is_said_to_be_slower() -> None:
+    assert verdict(results(1.0, 2.0), None).startswith("2 segments: 0.5 times as fast.")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "is_different"),
+    [
+        ([1.0], [1.05], False),
+        ([1.0], [1.06], True),
+        ([1.06], [1.0], True),
+        ([1.0, 1.1, 1.2], [1.25, 1.4, 1.5], False),  # they touch, within 5 %
+        ([1.0, 1.1, 1.2], [1.27, 1.4, 1.5], True),
+        ([1.0, 1.1, 3.0], [2.0, 2.5, 2.6], False),
+    ],
+)
+def test_a_difference_is_claimed_only_where_all_runs_show_it(
+    one: list[float], other: list[float], is_different: bool
+) -> None:
+    text = verdict([[scanned(each, 0) for each in one], [scanned(each) for each in other]], None)
+    assert (text == "4 segments: no measurable difference.") != is_different
+    assert (" times as fast." in text) == is_different
+
+
+def test_a_table_of_one_page_has_little_to_gain() -> None:
+    small = results(0.2, 0.15)
+    small[0][0].pages = 1
+    text = verdict(small, None)
+    assert text.startswith("The whole table fits in one page, which one request reads")
+    assert "(here 0.05 s)" in text
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_an_interrupted_comparison_draws_no_conclusion(number: int) -> None:
+    cut = results(2.0, 1.0, throttled_requests=1)
+    cut[number].append(scanned(0.1, complete=False))
+    assert verdict(cut, 1) == "Interrupted: this is what was measured until then."
+
+
+# --- Notes
+
+DIFFERENT = "The scans found different items"
+THROTTLED = "--max-rcu reads within the capacity"
+LESS_RCU = "step 1 of the lab restores it"
+ROUNDED = "rounded up to 4 KB"
+ONE_PAGE = "A larger table has more to split"
+
+
+def noted(rcu: int | None = 5, **more: Any) -> list[str]:
+    return notes(table(rcu), results(2.0, 1.0, **more))
+
+
+def test_nothing_special_needs_no_note() -> None:
+    assert noted() == []
+    assert noted(rcu=None) == []
+    assert noted(rcu=9000) == []
+    assert noted(consumed_rcu=None) == []
+
+
+def test_notes_of_different_items() -> None:
+    for more in ({"items": 101}, {"scanned": 101}):
+        (note,) = noted(**more)
+        assert note.startswith(DIFFERENT)
+    assert noted(items=99, complete=False) == []
+
+
+def test_a_note_of_any_throttled_run() -> None:
+    many = results(2.0, 1.0)
+    many[1].append(scanned(3.0, throttled_requests=1))
+    (note,) = notes(table(), many)
+    assert THROTTLED in note
+
+
+def test_a_note_of_a_table_with_less_capacity_than_the_labs() -> None:
+    (note,) = noted(rcu=4)
+    assert note.startswith("The table has 4 RCU, the lab's has 5")
+    assert LESS_RCU in note
+
+
+def test_a_note_of_rounded_pages() -> None:
+    (note,) = noted(consumed_rcu=51.0, pages=6)
+    assert note.startswith("2% more RCU: each of the 6 pages")
+    assert ROUNDED in note
+    assert noted(consumed_rcu=50.5) == []
+
+
+def test_a_note_of_a_small_table() -> None:
+    small = results(2.0, 1.0)
+    small[0][0].pages = 1
+    (note,) = notes(table(), small)
+    assert note.startswith(ONE_PAGE)
+    assert noted(pages=1) == []
+
+
+def test_of_all_notes_three_sentences_are_left_without_a_command() -> None:
+    worst = results(2.0, 1.0, items=101, throttled_requests=1, consumed_rcu=60.0)
+    worst[0][0].pages = 1
+    given = notes(table(1), worst)
+    for note, words in zip(given, (DIFFERENT, THROTTLED, LESS_RCU)):
+        assert words in note
+    assert len(given) == 3
+    worst[1][0].items = 100
+    given += notes(table(5), worst)
+    assert len(given) == 6
+    assert not re.search(r"python|\.py|\./|aws ", " ".join(given))
+
+
+# --- The timeline
+
+
+def bars_of(text: str) -> dict[str, str]:
+    """The bars by their names, without axis and legend."""
+    lines = [line.split("|") for line in text.splitlines() if "|" in line]
+    return {name.strip(): bar for name, bar in lines}
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_a_timeline_is_to_scale(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    waiting = segment(0.5, segment=1, started=0.5, waits=[(0.5, 0.75)])
+    one = scanned(2.0, 0)
+    text = timeline([one, scanned(1.0, segments=[segment(1.0), waiting])])
+    bars = bars_of(text)
+    full = len(bars["sequential"])
+    assert list(bars) == ["sequential", "segment 0", "segment 1"]
+    assert max(map(len, text.splitlines())) <= columns
+    assert full > columns * 0.6
+    assert bars["sequential"] == "█" * full
+    assert bars["segment 0"] == "█" * round(full / 2)
+    assert bars["segment 1"].startswith(" " * (full // 4) + "░")
+    assert abs(len(bars["segment 1"]) - full / 2) <= 1
+    assert abs(bars["segment 1"].count("░") - full / 8) <= 1
+    assert abs(bars["segment 1"].count("█") - full / 8) <= 1
+
+
+def test_a_timeline_has_an_axis_and_a_legend() -> None:
+    axis, legend = timeline([scanned(2.0, 0)]).splitlines()[-2:]
+    assert axis.split() == ["0", "s", "2.00", "s"]
+    assert abs(len(axis) - WIDTH) <= 2
+    assert legend == "█ reading  ░ waiting"
+
+
+def test_a_short_segment_can_be_seen_and_an_unread_one_not() -> None:
+    scan = scanned(9.0, segments=[segment(9.0), segment(0.001, segment=1), SegmentMetrics(segment=2)])
+    bars = bars_of(timeline([scan]))
+    assert bars["segment 1"] == "█"
+    assert bars["segment 2"] == ""
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+def test_of_many_segments_the_20_that_ended_last_are_drawn(
+    monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    segments = [segment(1.0, segment=number, started=5 - number / 9) for number in range(30)]
+    text = timeline([scanned(10.0, segments=segments)])
+    assert list(bars_of(text)) == [f"segment {number}" for number in range(20)]
+    assert "20 of 30 segments" in text
+    assert max(map(len, text.splitlines())) <= columns
+
+
+def test_20_bars_are_all_there_are_with_the_sequential_scans() -> None:
+    both = bars_of(timeline([scanned(0.1, 0), scanned(1.0, 30)]))
+    assert len(both) == 20
+    assert len(bars_of(timeline([scanned(1.0, 0), scanned(1.0, 19)]))) == 20
+
+
+# --- As a whole
+
+
+class Printed(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+Compare = Any
+
+
+@pytest.fixture
+def run_compare(capfd: pytest.CaptureFixture[str]) -> Compare:
+    """Runs compare.py in this process."""
+
+    def call(*flags: str) -> Printed:
+        status = compare.main(list(flags))
+        return Printed(status, *capfd.readouterr())
+
+    return call
 
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    with serve(Settings(items=12_000, latency_ms=1, ms_per_mb=20, read_capacity=9000)) as served:
+    with serve(Settings(items=2000, latency_ms=1, ms_per_mb=0, read_capacity=0)) as served:
         yield served
 
 
-def test_scans_are_interleaved_forth_and_back(lab: Lab) -> None:
+class Fakes:
+    """Scans that take no time, and what was asked of them."""
+
+    def __init__(self) -> None:
+        self.ways: list[int] = []  # 0 is sequential
+        self.times: list[float] = []  # what the next scans take; then all take a second
+        self.workers: set[int] = set()
+        self.cut_at = 0  # the ordinal of the scan that is interrupted
+
+    def scan(self, segments: int) -> ScanMetrics:
+        self.ways.append(segments)
+        seconds = self.times.pop(0) if self.times else 1.0
+        return scanned(seconds, segments, complete=len(self.ways) != self.cut_at)
+
+    def parallel(self, scan: Scan, segments: int, workers: int) -> ScanMetrics:
+        self.workers.add(workers)
+        return self.scan(segments)
+
+
+@pytest.fixture
+def fakes(monkeypatch: pytest.MonkeyPatch) -> Fakes:
+    made_up = Fakes()
+    monkeypatch.setattr(compare, "described", lambda scan: table())
+    monkeypatch.setattr(compare, "sequential_scan", lambda scan: made_up.scan(0))
+    monkeypatch.setattr(compare, "parallel_scan", made_up.parallel)
+    return made_up
+
+
+@pytest.mark.parametrize("given", ["2 4 8", "2,4,8", "8,2 4", "4 2,4 8 2"])
+def test_counts_of_segments_come_in_any_form_and_each_once(
+    run_compare: Compare, fakes: Fakes, given: str
+) -> None:
+    ended = run_compare("--total-segments", *given.split(), "--output", "json")
+    assert fakes.ways == [0, 2, 4, 8]
+    shown = [each["total_segments"] for each in json.loads(ended.out)["results"]]
+    assert shown == [1, 2, 4, 8]
+    assert ended.err.startswith("4 scans of the whole table")
+
+
+def test_one_comparison_is_a_scan_in_4_segments(run_compare: Compare, fakes: Fakes) -> None:
+    run_compare()
+    assert fakes.ways == [0, 4]
+    assert fakes.workers == {64}
+    run_compare("--workers", "3")
+    assert fakes.workers == {64, 3}
+
+
+def test_rounds_go_forth_and_back(run_compare: Compare, fakes: Fakes) -> None:
+    ended = run_compare("--total-segments", "2", "4", "--runs", "3")
+    assert fakes.ways == [0, 2, 4, 4, 2, 0, 0, 2, 4]
+    assert ended.err.startswith("9 scans of the whole table")
+
+
+def test_json_has_every_run_and_the_median(run_compare: Compare, fakes: Fakes) -> None:
+    fakes.times = [2.0, 0.5, 1.5, 4.0, 3.0, 1.0]  # sequential: 2, 4, 3; parallel: 0.5, 1.5, 1
+    ended = run_compare("--runs", "3", "--output", "json")
+    answer = json.loads(ended.out)
+    assert answer["table"] == {"name": "T", "item_count": 100, "size_bytes": 10**6,
+                               "read_capacity": 5, "billing_mode": "PROVISIONED"}  # fmt: skip
+    sequential, parallel = answer["results"]
+    assert sequential["mode"] == "sequential"
+    assert sequential["seconds"] == 3.0
+    assert sorted(sequential["runs"]) == [2.0, 3.0, 4.0]
+    assert sequential["speedup"] == 1.0
+    assert parallel["mode"] == "parallel"
+    assert parallel["seconds"] == 1.0
+    assert sorted(parallel["runs"]) == [0.5, 1.0, 1.5]
+    assert parallel["speedup"] == 3.0
+    assert len(parallel["segments"]) == 4
+    assert answer["warnings"] == []
+    assert answer["verdict"].startswith("4 segments: 3.0 times as fast.")
+
+
+@pytest.mark.parametrize(("cut_at", "runs"), [(1, [1]), (2, [1, 1]), (4, [2, 2]), (5, [3, 2])])
+def test_an_interrupt_shows_what_was_measured(
+    run_compare: Compare, fakes: Fakes, cut_at: int, runs: list[int]
+) -> None:
+    fakes.cut_at = cut_at
+    ended = run_compare("--runs", "3")
+    assert ended.status == 130
+    assert "Interrupted: this is what was measured until then." in ended.out
+    assert len(fakes.ways) == cut_at
+    fakes.ways.clear()
+    ended = run_compare("--runs", "3", "--output", "json")
+    answer = json.loads(ended.out)
+    assert ended.status == 130
+    assert [len(each["runs"]) for each in answer["results"]] == runs
+    assert answer["verdict"].startswith("Interrupted")
+
+
+def test_real_scans_go_forth_and_back(run_compare: Compare, lab: Lab) -> None:
     before = len(lab.requests)
-    flags = ("--total-segments", "2", "3", "--runs", "2")
-    answer = result(lab.endpoint_url, "compare.py", *flags, "--page-size", "4000")
+    ended = run_compare("--endpoint-url", lab.endpoint_url, "--total-segments", "2", "3", "--runs", "2")
+    scans = [line["segment"] for line in lab.requests[before:] if line["operation"] == "Scan"]
+    assert ended.status == 0
+    assert scans[0] is None
+    assert sorted(scans[1:3]) == [0, 1]
+    assert sorted(scans[3:6]) == [0, 1, 2]
+    assert sorted(scans[6:9]) == [0, 1, 2]
+    assert sorted(scans[9:11]) == [0, 1]
+    assert scans[11:] == [None]
+
+
+def test_json_is_the_servers_own_account(run_compare: Compare, lab: Lab) -> None:
+    before = len(lab.requests)
+    ended = run_compare("--endpoint-url", lab.endpoint_url, "--output", "json")
+    answer = json.loads(ended.out)
+    sequential, parallel = answer["results"]
     log = [line for line in lab.requests[before:] if line["operation"] == "Scan"]
-    turns = [line["segment"] is None for line in log]
-    assert turns[0]
-    assert turns[-1]  # the second round goes back
-    assert sum(turns) == 2 * answer["results"][0]["pages"]
-    assert [each["total_segments"] for each in answer["results"]] == [1, 2, 3]
-
-
-def test_json_says_everything_that_is_shown(lab: Lab) -> None:
-    answer = result(lab.endpoint_url, "compare.py", "--total-segments", "4", "2", "--runs", "3")
-    assert answer["table"] == {
-        "name": "GameLeaderboard",
-        "item_count": 12_000,
-        "size_bytes": lab.table.sizes[-1],
-        "read_capacity": 9000,
-        "billing_mode": "PROVISIONED",
-    }
-    sequential, *parallel = answer["results"]
-    assert [each["mode"] for each in answer["results"]] == ["sequential", "parallel", "parallel"]
-    for each in answer["results"]:
-        assert each["seconds"] == sorted(each["runs"])[1]
-        assert each["speedup"] == pytest.approx(sequential["seconds"] / each["seconds"])
-        assert each["items_per_second"] == pytest.approx(12_000 / each["seconds"])
+    assert answer["table"]["name"] == "GameLeaderboard"
+    assert answer["table"]["item_count"] == 2000
+    assert answer["table"]["size_bytes"] == lab.table.sizes[-1]
+    assert answer["table"]["read_capacity"] is None
+    assert answer["table"]["billing_mode"] == "PAY_PER_REQUEST"
+    for each, is_parallel in ((sequential, False), (parallel, True)):
+        lines = [line for line in log if (line["segment"] is not None) == is_parallel]
+        assert each["items"] == sum(line["items"] for line in lines) == 2000
+        assert each["consumed_rcu"] == sum(line["rcu"] for line in lines)
+        assert each["pages"] == len(lines)
+        assert each["runs"] == [each["seconds"]]
         assert each["complete"] is True
-        assert each["connect_seconds"] > 0
-        assert {"cpu_seconds", "throttled_requests", "retried_requests", "scanned"} <= each.keys()
-        assert sum(part["items"] for part in each["segments"]) == each["items"] == 12_000
-        for part in each["segments"]:
-            assert part.keys() >= {"segment", "items", "scanned", "pages", "consumed_rcu",
-                                   "throttled_requests", "started", "seconds", "waits"}  # fmt: skip
-    assert answer["best"] in (2, 4)
-    assert answer["endpoint_url"] == lab.endpoint_url
-    assert answer["cost"].startswith("9 scans of the whole table")
-    for each in parallel:  # how fast this machine is today is not the test's affair
-        assert re.fullmatch(r"[\d.]+x (faster|slower)|no measurable difference", each["difference"])
-    assert isinstance(answer["verdict"], str)
-    assert all(isinstance(line, str) for line in answer["warnings"] + answer["advice"])
+    assert parallel["speedup"] == pytest.approx(sequential["seconds"] / parallel["seconds"])
 
 
-def test_the_result_is_on_standard_output_and_the_cost_is_not(lab: Lab) -> None:
-    ended = run(lab.endpoint_url, "compare.py", COLUMNS="100")
-    assert ended.returncode == 0
-    assert ended.stdout.startswith(f"GameLeaderboard at {lab.endpoint_url}: about 12,000 items")
-    for label in ("Total execution time", "Items per second", "Consumed capacity", "4 segments"):
-        assert label in ended.stdout
-    assert "\x1b" not in ended.stdout + ended.stderr
-    assert ended.stderr.startswith("2 scans of the whole table will consume about 596 RCU")
-    assert len(ended.stderr.splitlines()) == 1
+def test_a_provisioned_table_is_described_as_one() -> None:
+    with serve(Settings(items=100, read_capacity=7)) as small:
+        scan = Scan(Connection(endpoint_url=small.endpoint_url), {"TableName": "GameLeaderboard"})
+        described = compare.described(scan)
+    assert described.read_capacity == 7
+    assert described.billing_mode == "PROVISIONED"
 
 
-def test_a_throttled_scan_is_marked() -> None:
+def test_the_result_is_on_standard_output_and_the_cost_is_not(
+    run_compare: Compare, lab: Lab
+) -> None:
+    flags = ("--total-segments", "2", "4", "8", "16", "--runs", "2", "--page-size", "500")
+    ended = run_compare("--endpoint-url", lab.endpoint_url, *flags)
+    paragraphs = ended.out.split("\n\n")
+    assert ended.status == 0
+    assert paragraphs[0].startswith("GameLeaderboard: about 2,000 items, 0.4 MB; read capacity: on")
+    assert list(rows_of(paragraphs[1]))[0] == "Total execution time"
+    assert re.match(r"(2|4|8|16) segments: ", paragraphs[2])
+    assert "sequential |█" in paragraphs[3]
+    assert ROUNDED in paragraphs[4]
+    assert ended.err == (
+        "10 scans of the whole table consume about 497 RCU, billed by the request.\n"
+    )
+    assert max(map(len, ended.out.splitlines())) <= WIDTH
+    assert "\x1b" not in ended.out
+
+
+def test_all_that_a_throttled_comparison_says_fits_80_columns(run_compare: Compare) -> None:
     settings = Settings(items=2000, latency_ms=0, ms_per_mb=0, read_capacity=40, burst_seconds=1)
     with serve(settings) as spent:
-        ended = run(spent.endpoint_url, "compare.py", "--runs", "2")
-    assert "(throttled)" in ended.stdout
-    assert "Throttled: the table's capacity set the time" in ended.stdout
+        ended = run_compare("--endpoint-url", spent.endpoint_url)
+    assert max(map(len, (ended.out + ended.err).splitlines())) <= WIDTH
+    assert "The table's capacity set the time" in ended.out
+    assert "░" in ended.out
+    assert THROTTLED in " ".join(ended.out.split())
+    assert ended.err.startswith("2 scans of the whole table consume about 99 RCU.")
+
+
+# --- On a terminal
 
 
 def on_a_terminal(endpoint_url: str, *command: str) -> str:
@@ -396,25 +663,29 @@ def on_a_terminal(endpoint_url: str, *command: str) -> str:
     return seen.decode()
 
 
-def test_progress_shows_on_a_terminal_and_is_gone_at_the_end() -> None:
-    settings = Settings(items=2000, latency_ms=5, ms_per_mb=0, read_capacity=20, burst_seconds=1)
-    for script in ("sequential_scan.py", "parallel_scan.py"):
-        with serve(settings) as slow:
-            seen = on_a_terminal(slow.endpoint_url, script, "--page-size", "300")
-        lines = seen.split("\r\x1b[K")
-        assert lines[-1] == ""
-        assert all(len(line) < 80 for line in lines)
-        last = max(lines, key=len)
-        assert re.search(r"[\d,]+ items \(\d+%\), [\d,]+/s, [\d.]+ RCU \([\d.]+/s\)", last)
-        assert any("waiting for capacity" in line for line in lines)
-    with serve(Settings(items=2000, latency_ms=150, ms_per_mb=0, read_capacity=0)) as slow:
+def test_a_live_line_shows_on_a_terminal_and_is_gone_at_the_end() -> None:
+    settings = Settings(items=2000, latency_ms=1, ms_per_mb=0, read_capacity=40, burst_seconds=1)
+    with serve(settings) as slow:
         seen = on_a_terminal(slow.endpoint_url, "sequential_scan.py", "--page-size", "300")
-    assert re.search(r"items \(\d+%\), .* RCU \(.*\), \d+ s left", seen)
+    lines = seen.split("\r\x1b[K")
+    assert lines[0] == ""
+    assert lines[1] == "300 items, 7.5 RCU, 0 requests throttled"
+    assert re.fullmatch(r"2,000 items, 5\d\.\d RCU, [1-9]\d* requests throttled", lines[-2])
+    assert lines[-1] == ""
+    assert max(map(len, lines)) < WIDTH
 
 
-def test_every_run_of_a_comparison_is_the_same_command_as_alone(lab: Lab, tmp_path: Path) -> None:
-    ended = run(lab.endpoint_url, "compare.py", "--select", "COUNT", "--output", "json")
-    answer = json.loads(ended.stdout)
-    alone = result(lab.endpoint_url, "parallel_scan.py", "--select", "COUNT")
-    assert answer["results"][1]["consumed_rcu"] == alone["consumed_rcu"]
-    assert compare.Table(**answer["table"]).read_capacity == 9000
+@pytest.mark.parametrize("script", ["sequential_scan", "parallel_scan", "compare"])
+def test_help_fits_80_columns_and_has_its_groups_in_order(
+    capfd: pytest.CaptureFixture[str], script: str
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        importlib.import_module(script).main(["--help"])
+    text = capfd.readouterr().out
+    groups = re.findall("^([a-z ]+):$", text, re.MULTILINE)
+    assert left.value.code == 0
+    assert max(map(len, text.splitlines())) <= WIDTH
+    assert groups[-4:] == ["what to read", "capacity", "connection", "output"]
+    assert ("the lab" in groups) == (script != "sequential_scan")
+    assert groups.index("what to read") == len(groups) - 4
+    assert f"example: python {script}.py" in text
