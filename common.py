@@ -358,7 +358,7 @@ class Pace:
                 if max(0.0, self.made_good_at - self.clock()) + self.set_aside <= 0.5:
                     self.set_aside += full_page
                     break
-            self.sleep(0.05)
+            self.sleep(0.02)
         # At least 2 RCU: of less, too much would be lost in rounding up to 4 KB.
         limit = max(1, int(max(2, self.max_rcu) / self.item_rcu))
         try:
@@ -400,7 +400,7 @@ def json_lines(texts: list[str]) -> bytes:
 def saved(file: str | None, run: Callable[..., ScanMetrics]) -> ScanMetrics:
     """Have a scan write what it collects to FILE, which is FILE.part until it is whole; "-" is
     standard output, and a pipe or a device is written to as it is. Raises OSError."""
-    if file is None or file == "-":
+    if file in (None, "-"):
         return run(file and functools.partial(write, sys.stdout))
     path = part = Path(file)
     if path.is_file() or not path.exists():
@@ -454,10 +454,10 @@ def status_of(main: Callable[[], int]) -> int:
     except BrokenPipeError:  # as `yes | head` ends: nobody reads on
         return 141
     except (ScanError, BotoCoreError, ClientError, OSError, RecursionError, ValueError) as error:
-        said = " ".join(str(error).split())[:500]
+        said = " ".join(str(error).split())
         name = type(error).__name__
         hints = [hint for words, hint in REMEDIES.items() if re.search(words, f"{name} {said}")]
-        print("\nhint: ".join([f"error: {said}", *hints[:1]]), file=sys.stderr)
+        print("\nhint: ".join([f"error: {said:.500}", *hints[:1]]), file=sys.stderr)
         return 2 if isinstance(error, (ValueError, ParamValidationError)) else 1
 
 
@@ -507,15 +507,15 @@ def add_scan_flags(parser: argparse.ArgumentParser, save: bool = True) -> None:
 
 def scan_from(args: argparse.Namespace) -> Scan:
     """The scan that the flags ask for. Raises ValueError."""
-    is_saved = vars(args).get("save") is not None
-    if is_saved and args.Select == "COUNT":
+    file = vars(args).get("save")
+    if file and args.Select == "COUNT":
         raise ValueError("--save needs the items, and --select COUNT sends none")
     if args.max_rcu is not None and args.max_rcu < 1:
         raise ValueError("--max-rcu is a whole number above 0")
     flags = vars(args).items()
     request = {name: value for name, value in flags if name[0].isupper() and value is not None}
     connection = Connection(args.region, args.profile, args.endpoint_url)
-    return Scan(connection, request, Pace(args.max_rcu), json_lines if is_saved else None)
+    return Scan(connection, request, Pace(args.max_rcu), json_lines if file else None)
 
 
 def report(metrics: ScanMetrics, args: argparse.Namespace, chart: str = "") -> int:

@@ -9,13 +9,34 @@ from typing import TYPE_CHECKING, Any
 
 import boto3
 import pytest
-from engines import Canned, Engine, canned_answers, client_of, dynalite, lab_items, loaded
-from local_dynamodb import Lab, Settings, serve
+from engines import (
+    ITEMS,
+    Canned,
+    Engine,
+    canned_answers,
+    client_of,
+    dynalite,
+    instant,
+    lab_items,
+    loaded,
+)
+from local_dynamodb import HIDDEN, Lab, serve, settings_for_aws
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
 
 OTHER = os.environ.get("DYNAMODB_ENDPOINT_URL")
+
+
+@pytest.fixture(scope="module")
+def aws_settings() -> Iterator[None]:
+    """Dummy credentials and a region in this process, unless another engine needs the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in HIDDEN if OTHER is None else ():
+            patch.delenv(name, raising=False)
+        for name, value in settings_for_aws("").items() if OTHER is None else ():
+            patch.setenv(name, value)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +56,7 @@ def real(engine_client: DynamoDBClient) -> Iterator[Engine]:
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     """The local lab, with its 2,000 items, taking no time and never throttling."""
-    with serve(Settings(items=2000, latency_ms=0, ms_per_mb=0, read_capacity=0)) as served:
+    with serve(instant(ITEMS)) as served:
         yield served
 
 
@@ -58,7 +79,7 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
 
 
 @pytest.fixture
-def metrics_of(capfd: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
+def main(capfd: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
     """Calls a script's main in this process; returns its JSON."""
 
     def call(script: Any, engine: Engine, *flags: str) -> dict[str, Any]:

