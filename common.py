@@ -139,7 +139,7 @@ def split_items(answer: str) -> tuple[list[str], str]:
     texts = []
     while before:
         start = before.end()
-        _, end = decode_value(answer, start)
+        end = decode_value(answer, start)[1]
         texts.append(answer[start:end])
         before = NEXT_ITEM.match(answer, end)
     return texts, answer[: first.end()] + answer[end:]
@@ -147,14 +147,14 @@ def split_items(answer: str) -> tuple[list[str], str]:
 
 def json_value(text: str) -> Any:
     """JSON, in which binary values are base64. Raises ValueError, also for sets of them."""
-    if '"BS"' in text:
-        raise ValueError(text)
     return json.loads(text, object_hook=with_bytes)
 
 
 def with_bytes(value: Json) -> Json:
     if isinstance(value.get("B"), str):
         value["B"] = base64.b64decode(value["B"], validate=True)
+    if isinstance(value.get("BS"), list):
+        raise ValueError("BS")
     return value
 
 
@@ -278,7 +278,6 @@ class ScanMetrics(Counts):
 
     def measure(self, opened: Iterator[str], pages: Iterator[Page], collect: OnPage | None) -> None:
         """Open connections, read pages, `collect` their results; if interrupted, not `complete`."""
-        first = self.segments[0].segment
         opening_started = time.perf_counter()
         list(opened)
         started = time.perf_counter()
@@ -286,7 +285,9 @@ class ScanMetrics(Counts):
         self.connect_seconds = started - opening_started
         try:
             for page in pages:
-                self.segments[page.segment - first].add_page(page, page.started - started)
+                self.segments[page.segment - self.segments[0].segment].add_page(
+                    page, page.started - started
+                )
                 self.add(page)
                 if collect and page.pages:
                     collect(page.result)
@@ -444,8 +445,8 @@ REMEDIES = {  # the first one counts that is found in an error's name or message
 
 def status_of(main: Callable[[], int]) -> int:
     """Run a script's main; returns the exit status. A failure is `error:`, with its `hint:`."""
-    if sys.stdout is None:
-        raise SystemExit("error: standard output is closed")
+    if None in (sys.stdout, sys.stderr):
+        raise SystemExit("error: standard output or standard error is closed")
     handle_signals(interrupt)
     try:
         return main()
@@ -455,8 +456,11 @@ def status_of(main: Callable[[], int]) -> int:
         return 141
     except (ScanError, BotoCoreError, ClientError, OSError, RecursionError, ValueError) as error:
         said = " ".join(str(error).split())
-        name = type(error).__name__
-        hints = [hint for words, hint in REMEDIES.items() if re.search(words, f"{name} {said}")]
+        hints = [
+            hint
+            for words, hint in REMEDIES.items()
+            if re.search(words, f"{type(error).__name__} {said}")
+        ]
         print("\nhint: ".join([f"error: {said:.500}", *hints[:1]]), file=sys.stderr)
         return 2 if isinstance(error, (ValueError, ParamValidationError)) else 1
 

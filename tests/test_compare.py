@@ -166,24 +166,14 @@ def test_other_rows_come_where_some_scan_has_them() -> None:
         ]
 
 
-LARGE = {
-    "items": 49_999_999,
-    "scanned": 99_999_999,
-    "pages": 49_999_999,
-    "items_per_second": 12_345_678.9,
-    "consumed_rcu": 999_999.5,
-    "cpu_seconds": 35_999.99,
-    "connect_seconds": 9_000.0,
-    "throttled_requests": 10_000_000,
-    "retried_requests": 10_000_000,
-}
+LARGE = dict.fromkeys(["items", "pages", "throttled_requests", "retried_requests"], 99_999_999)
 
 
 @pytest.mark.parametrize("runs", [1, 3])
 def test_five_scans_fit_80_columns(runs: int) -> None:
     small = [[scanned(1.0, count)] * runs for count in (0, 2, 4, 8, 16)]
     large = [
-        [scanned(36_000.0, 0, **{**LARGE, "total_segments": count})] * runs
+        [scanned(36_000.0, 0, total_segments=count, connect_seconds=36_000.0, **LARGE)] * runs
         for count in (1, 250_000, 500_000, 999_999, 1_000_000)
     ]
     for five in (small, large):
@@ -197,6 +187,12 @@ def test_five_scans_fit_80_columns(runs: int) -> None:
 CAPACITY = "The table's capacity set the time, not the way of scanning."
 PACE = "Your own --max-rcu set the time, not the way of scanning."
 SAME = "2 segments: no measurable difference."
+CUT = "Interrupted: this is what was measured until then."
+TWICE = "2 segments: 2.0 times as fast"
+THRICE = "segments: 3.0 times as fast."
+WAITED = "It waited for pages: more segments may help."
+CPU = "This machine's CPU set the time."
+NOTHING = "More segments gained nothing."
 
 
 def waiting(*waits: tuple[float, float], throttled: int = 1) -> list[Runs]:
@@ -216,47 +212,30 @@ def spread(one: list[float], other: list[float]) -> list[Runs]:
         (waiting((0.1, 0.2), (0.5, 0.62)), None, CAPACITY),
         (waiting((0.1, 0.32))[::-1], None, CAPACITY),
         (waiting((0.1, 0.32)), 50, CAPACITY),
-        (waiting((0.1, 0.28)), None, "2 segments: 2.0 times as fast."),
-        (waiting((0.1, 0.32), throttled=0), None, "2 segments: 2.0 times as fast."),
+        (waiting((0.1, 0.28)), None, TWICE),
+        (waiting((0.1, 0.32), throttled=0), None, TWICE),
         (results(2.0, 1.0), 71, PACE),  # 50 RCU in a second
-        (results(2.0, 1.0), 72, "2 segments: 2.0 times as fast."),
+        (results(2.0, 1.0), 72, TWICE),
         (results(1.0, 9.0), 71, PACE),
-        (one_page(), None, "The whole table fits in one page"),
-        (one_page(), None, "there is little to gain (here 0.05 s)"),
-        (results(1.0, 2.0), None, "2 segments: 0.5 times as fast."),
+        (one_page(), None, "The whole table fits in one page, which one request reads: there is "
+                           "little to gain (here 0.05 s)"),
+        (results(1.0, 2.0), None, "2 segments: 0.5 times"),
         (spread([1.0], [1.05]), None, SAME),
-        (spread([1.06], [1.0]), None, "2 segments: 1.1 times as fast."),
+        (spread([1.06], [1.0]), None, "2 segments: 1.1 times"),
         (spread([1.0, 1.1, 1.2], [1.25, 1.4, 1.5]), None, SAME),  # 1.2 and 1.25 touch
-        (spread([1.0, 1.1, 1.2], [1.27, 1.4, 1.5]), None, "2 segments: 0.8 times as fast."),
+        (spread([1.0, 1.1, 1.2], [1.27, 1.4, 1.5]), None, "2 segments: 0.8 times"),
         (spread([1.0, 1.1, 3.0], [2.0, 2.5, 2.6]), None, SAME),
-    ],
-)
-def test_a_verdict_names_the_cause(measured: list[Runs], max_rcu: int | None, words: str) -> None:
-    assert words in verdict(measured, max_rcu)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "cpu_seconds", "words"),
-    [
-        ((3.0, 2.0, 1.0), 0.7, "4 segments: 3.0 times as fast. It waited for pages: more segments "
-                               "may help."),
-        ((3.0, 2.0, 1.0), 0.71, "4 segments: 3.0 times as fast. This machine's CPU set the time."),
-        ((3.0, 1.0, 1.0), 0.7, "2 segments: 3.0 times as fast. More segments gained nothing."),
-        ((3.0, 1.0, 2.0), 0.71, "2 segments: 3.0 times as fast. This machine's CPU set the time. "
-                                "More segments gained nothing."),
+        (results(3.0, 2.0, 1.0, cpu_seconds=0.7), None, f"4 {THRICE} {WAITED}"),
+        (results(3.0, 2.0, 1.0, cpu_seconds=0.71), None, f"4 {THRICE} {CPU}"),
+        (results(3.0, 1.0, 1.0, cpu_seconds=0.7), None, f"2 {THRICE} {NOTHING}"),
+        (results(3.0, 1.0, 2.0, cpu_seconds=0.71), None, f"2 {THRICE} {CPU} {NOTHING}"),
+        (results(3.0, 1.0, complete=False), 1, CUT),
+        ([[scanned(3.0, 0, complete=False)]], None, CUT),
     ],
 )  # fmt: skip
-def test_more_segments_may_help_only_beyond_the_most_that_were_tried(
-    seconds: tuple[float, ...], cpu_seconds: float, words: str
-) -> None:
-    assert verdict(results(*seconds, cpu_seconds=cpu_seconds), None) == words
-
-
-@pytest.mark.parametrize("number", [0, 1])
-def test_an_interrupted_comparison_draws_no_conclusion(number: int) -> None:
-    cut = waiting((0.0, 1.0))
-    cut[number].append(scanned(0.1, complete=False))
-    assert verdict(cut, 1) == "Interrupted: this is what was measured until then."
+def test_a_verdict_names_the_cause(measured: list[Runs], max_rcu: int | None, words: str) -> None:
+    said = verdict(measured, max_rcu)
+    assert said == words if words.endswith(".") else said.startswith(words)
 
 
 # --- Notes
@@ -414,9 +393,7 @@ def test_json_has_every_run_and_the_median(invoke: Invoke, fakes: Fakes) -> None
     assert answer["verdict"].startswith("4 segments: 3.0 times as fast.")
 
 
-@pytest.mark.parametrize(
-    ("cut_at", "runs"), [(1, [1]), (2, [1, 1]), (3, [1, 2]), (4, [2, 2]), (5, [3, 2])]
-)
+@pytest.mark.parametrize(("cut_at", "runs"), [(1, [1]), (3, [1, 2]), (5, [3, 2])])
 def test_an_interrupt_shows_what_was_measured(
     invoke: Invoke, fakes: Fakes, cut_at: int, runs: list[int]
 ) -> None:
@@ -458,12 +435,11 @@ def test_json_is_the_servers_own_account(invoke: Invoke, lab: Lab) -> None:
 def test_the_result_is_on_standard_output_and_the_cost_is_not(invoke: Invoke, lab: Lab) -> None:
     flags = ("--total-segments", "2", "4", "8", "16", "--runs", "2", "--page-size", "500")
     ended = invoke("compare", "--endpoint-url", lab.endpoint_url, *flags)
-    facts, rows, said, bars, noted = ended.out.split("\n\n")
+    facts, rows, said, bars = ended.out.split("\n\n")[:4]
     assert facts == "GameLeaderboard: about 2,000 items, 0.4 MB; read capacity: on demand"
     assert list(rows_of(rows))[1] == "Fastest run"
     assert re.match(r"(2|4|8|16) segments: ", said)
     assert "sequential |█" in bars
-    assert "is rounded up to 4 KB." in noted
     assert re.fullmatch(r"10 scans of .* about 496 RCU, billed by the request.\n", ended.err)
     assert max(map(len, ended.out.splitlines())) <= WIDTH
     assert "\x1b" not in ended.out + ended.err

@@ -230,6 +230,15 @@ def test_metrics_are_the_servers(lab: Lab, main: Main, script: Any, flags: tuple
     assert {line["rcu"] for line in requests if line["operation"] != "Scan"} == {0}
 
 
+def test_a_refused_request_is_counted_and_sent_again() -> None:
+    found: list[Key] = []
+    faults = {1: "500", 2: "throttle", 3: "throttle"}
+    with serve(instant(ITEMS, script=lambda ordinal, _: faults.get(ordinal))) as flaky:
+        metrics = sequential_scan(Engine(flaky.endpoint_url).scan(Limit=700), found.extend)
+    assert are_all(found)
+    are_of(dataclasses.asdict(metrics), scans_of(flaky))
+
+
 def test_capacity_that_one_page_does_not_report_is_not_zero(canned: Canned, main: Main) -> None:
     more = '"LastEvaluatedKey": {"k": {"S": "1"}}, "ConsumedCapacity": {"CapacityUnits": 1.5}'
     nothing = '"Items": [], "Count": 0, "ScannedCount": 0'
@@ -311,11 +320,12 @@ def test_count_brings_no_item(engine: Engine) -> None:
     assert metrics.consumed_rcu == 51
 
 
-@pytest.mark.usefixtures("either_way")
-def test_a_binary_key_is_followed_and_a_binary_value_filters(
-    engine_client: DynamoDBClient, main: Main
-) -> None:
-    ids = [bytes([255 - number, number, 0]) for number in range(30)]
+IDS = [bytes([255 - number, number, 0]) for number in range(30)]
+
+
+@pytest.fixture(scope="module")
+def binary_key(engine_client: DynamoDBClient) -> Engine:
+    """A table whose key is binary, and called B."""
     engine_client.create_table(
         TableName="BinaryKey",
         AttributeDefinitions=[{"AttributeName": "B", "AttributeType": "B"}],
@@ -323,14 +333,19 @@ def test_a_binary_key_is_followed_and_a_binary_value_filters(
         BillingMode="PAY_PER_REQUEST",
     )
     wait_until_active(engine_client, "BinaryKey")
-    load(engine_client, "BinaryKey", [{"B": {"B": each}} for each in ids])
-    engine = Engine(engine_client.meta.endpoint_url, "BinaryKey")
-    found = items_of(engine.scan(list, Limit=7))
-    one = main(parallel, engine, "--page-size", "4", "--filter-expression", "#raw = :raw",
-                 "--expression-attribute-names", '{"#raw": "B"}',
-                 "--expression-attribute-values", '{":raw": {"B": "/wAA"}}')  # fmt: skip
-    engine_client.delete_table(TableName="BinaryKey")
-    assert sorted(base64.b64decode(item["B"]["B"]) for item in found) == sorted(ids)
+    load(engine_client, "BinaryKey", [{"B": {"B": each}} for each in IDS])
+    return Engine(engine_client.meta.endpoint_url, "BinaryKey")
+
+
+@pytest.mark.usefixtures("either_way")
+def test_a_binary_key_is_followed_and_a_binary_value_filters(
+    binary_key: Engine, main: Main
+) -> None:
+    found = items_of(binary_key.scan(list, Limit=7))
+    assert sorted(base64.b64decode(item["B"]["B"]) for item in found) == sorted(IDS)
+    one = main(parallel, binary_key, "--page-size", "4", "--filter-expression", "#raw = :raw",
+               "--expression-attribute-names", '{"#raw": "B"}',
+               "--expression-attribute-values", '{":raw": {"B": "/wAA"}}')  # fmt: skip
     assert one["items"] == 1
     assert one["scanned"] == 30
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 import functools
 import importlib
 import json
 import re
 import signal
-import string
 import subprocess
 import sys
 import threading
@@ -19,14 +17,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 from engines import create_table, free_port
-from hypothesis import example, given
-from hypothesis import strategies as st
 from local_dynamodb import HIDDEN, settings_for_aws
 from running import BUNDLE, environment, run
 
 import common
 from common import json_value
-from parallel_scan import range_a_b
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -249,6 +244,8 @@ def test_wrong_settings(
 ) -> None:
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
+        if not value:
+            monkeypatch.delenv(name)
     check(invoke("sequential_scan"), 1, error, hint)
 
 
@@ -452,14 +449,11 @@ REJECTED = [
     ("--table-name my!table", 1, "'my!table' at 'tableName' failed to satisfy", ""),
     ("--index-name Missing", 1, "does not have the specified index: Missing", ""),
     ("--filter-expression score>", 1, "Invalid FilterExpression: Syntax error", ""),
-    ("--filter-expression=", 1, "Invalid FilterExpression: The expression can not be empty;", ""),
     ("--filter-expression #m=score", 1, "not defined; attribute name: #m", NAMES),
     ("--filter-expression score=:n", 1, "not defined; attribute value: :n", VALUES),
     ("--projection-expression name", 1, "reserved keyword: name", NAMES),
-    (f'{NAMES} {{"#a":"b"}}', 1, "specified when using expressions", ""),
     (f'{VALUES} {{":n":"1"}}', 2, "Values.:n, value: 1", VALUES),
     (f'{VALUES} {{":n":{{"N":1}}}}', 2, "Values.:n.N, value: 1", VALUES),
-    (f'{VALUES} {{":n":{{"Q":"1"}}}}', 2, "must be one of: S, N, B", VALUES),
 ]
 BY_A_SCRIPT = [("sequential_scan", *case) for case in REJECTED]
 BY_A_SCRIPT += [("parallel_scan", *NO_TABLE), ("compare", *NO_TABLE)]
@@ -472,23 +466,11 @@ def test_what_a_real_engine_rejects(
     check(invoke(script, "--endpoint-url", engine_url, *flags.split()), status, error, hint)
 
 
-# --- The argparse types, for any text
+# --- JSON flags
 
 
-@given(st.from_regex(r"\d+-\d+") | st.text(string.digits + "-") | st.text())
-@example("0-99999999999")
-def test_shares_are_ranges_of_segments(text: str) -> None:
-    try:
-        value = range_a_b(text)
-    except ValueError:  # argparse's to say
-        return
-    assert [value[0], value[-1]] == [int(end) for end in text.split("-")]
-
-
-@given(st.binary())
-def test_binary_values_are_base64(value: bytes) -> None:
-    text = base64.b64encode(value).decode()
-    assert json_value(f'{{":b": {{"B": "{text}"}}}}') == {":b": {"B": value}}
+def test_binary_values_are_base64() -> None:
+    assert json_value('{":b": {"B": "/wA="}}') == {":b": {"B": b"\xff\0"}}
 
 
 def test_a_string_may_be_called_as_a_type_is() -> None:
