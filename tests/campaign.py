@@ -2,16 +2,18 @@
 
 python tests/campaign.py [--seeds 50] [--fault-rate 0.2]
 
-Every seed is a scan for each way of scanning: one worker, 4 and 16, in threads and in processes;
-a few go through the command line with --executor process. A local lab answers a Scan with a fault
-at that rate. Items are compared by content with the table's own, and the scan's metrics with the
-server's log. Ends with 1 if anything is lost, is there twice, or is not as the log has it.
+Every seed is a scan with one worker, one with 4 and one with 16, in threads; every fifth seed also
+fetches its pages in processes, and one goes through the command line, with --save. A local lab
+answers a Scan with a fault at that rate. Items are compared by content with the table's own, and
+the scan's metrics with the server's log. Ends with 1 if anything is lost, is there twice, or is not
+as the log has it.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import io
 import json
 import multiprocessing
@@ -20,28 +22,31 @@ import queue
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from botocore.exceptions import BotoCoreError, ClientError
 from local_dynamodb import HIDDEN, TABLE_NAME, GameTable, Lab, Settings, serve, settings_for_aws
 from running import result
 from tabulate import tabulate
 
-from common import Connection, Scan, ScanError, json_lines
+from common import Connection, Json, Scan, ScanError, json_lines
 from parallel_scan import parallel_scan
 from sequential_scan import sequential_scan
 
-ITEMS, PAGE = 500, 25  # some twenty pages, so some five faults, in the smallest scan
+ITEMS = 500
+PAGE = 25  # some twenty pages, so some five faults, in the smallest scan
 WORKERS = (1, 4, 16)
-LANES, PROCESSES = 8, 4  # scans at a time: most of their time is waiting to try again
-COMMANDS = 1  # seeds that go through the command line, where each scan starts its own processes
+LANES = 8  # scans at a time: most of their time is waiting to try again
+PROCESSES = 2
 RETRIED = ("500", "reset", "truncated", "bad-crc")  # by botocore; the last three after payment
 THROTTLE = "ProvisionedThroughputExceededException"
+Way = Callable[[Lab, int], tuple[Json, bytes]]  # a scan's metrics, and its items as saved
 
 
 @dataclass
@@ -67,19 +72,17 @@ class Findings:
 
     def table(self) -> str:
         kinds = ", ".join(f"{kind}: {self.faults[kind]:,}" for kind in sorted(self.faults))
-        return tabulate(
-            [
-                ("Faults injected", f"{self.faults.total():,} ({kinds})"),
-                ("Scans run", f"{self.scans:,}"),
-                ("Items compared", f"{self.items:,}"),
-                ("Items lost", f"{self.lost:,}"),
-                ("Items twice", f"{self.twice:,}"),
-                ("RCU paid", f"{self.paid_rcu:,.1f}"),
-                ("of that, for pages lost on the way", f"{self.lost_rcu:,.1f}"),
-                ("Metrics not as in the server's log", f"{len(self.differences):,}"),
-            ],
-            disable_numparse=True,
-        )
+        rows = {
+            "Faults injected": f"{sum(self.faults.values()):,} ({kinds})",
+            "Scans run": f"{self.scans:,}",
+            "Items compared": f"{self.items:,}",
+            "Items lost": f"{self.lost:,}",
+            "Items twice": f"{self.twice:,}",
+            "RCU paid": f"{self.paid_rcu:,.1f}",
+            "of that, for pages lost on the way": f"{self.lost_rcu:,.1f}",
+            "Metrics not as in the server's log": f"{len(self.differences):,}",
+        }
+        return tabulate(rows.items(), disable_numparse=True)
 
 
 # --- What came, and what should have --------------------------------------------------------------
@@ -103,98 +106,101 @@ def own_items(table: GameTable) -> list[Any]:
 
 
 def findings(
-    name: str,
-    own: Counter[str],
-    log: Sequence[dict[str, Any]],
-    metrics: dict[str, Any],
-    saved: bytes,
+    name: str, own: Counter[str], log: list[Json], metrics: Json, saved: bytes
 ) -> Findings:
     """Hold one scan against the table's own items and against the server's log of it."""
-    requests = [entry for entry in log if entry["operation"] == "Scan"]
-    outcomes = Counter(entry["outcome"] for entry in requests)
-    paid = {
-        outcome: sum(entry["rcu"] for entry in requests if entry["outcome"] == outcome)
-        for outcome in outcomes
-    }
-    got = contents(saved_items(saved))
+    outcomes: Counter[str] = Counter()
+    items: Counter[str] = Counter()
+    paid: dict[str, float] = dict.fromkeys(("ok", THROTTLE, *RETRIED), 0.0)
+    for entry in log:
+        if entry["operation"] == "Scan":
+            outcomes[entry["outcome"]] += 1
+            items[entry["outcome"]] += entry["items"]
+            paid[entry["outcome"]] += entry["rcu"]
     expected = {
         "complete": True,
         "pages": outcomes["ok"],
-        "items": sum(entry["items"] for entry in requests if entry["outcome"] == "ok"),
-        "consumed_rcu": paid.get("ok", 0),
+        "items": items["ok"],
+        "consumed_rcu": paid["ok"],
         "throttled_requests": outcomes[THROTTLE],
         "retried_requests": sum(outcomes[fault] for fault in RETRIED),
     }
-    received_and_lost = metrics["consumed_rcu"] + sum(paid.get(fault, 0) for fault in RETRIED)
-    differences = [
-        f"{name}: {key} is {metrics[key]}, by the log {value}"
-        for key, value in (*expected.items(), ("paid_rcu", sum(paid.values())))
-        if metrics.get(key, received_and_lost) != value
-    ]
+    got = contents(saved_items(saved))
     return Findings(
         scans=1,
-        items=got.total(),
-        lost=(own - got).total(),
-        twice=(got - own).total(),
+        items=sum(got.values()),
+        lost=sum((own - got).values()),
+        twice=sum((got - own).values()),
         paid_rcu=sum(paid.values()),
-        lost_rcu=sum(paid.values()) - metrics["consumed_rcu"],
+        lost_rcu=sum(paid.values()) - paid["ok"],
         faults=Counter({fault: outcomes[fault] for fault in (THROTTLE, *RETRIED)}),
-        differences=differences,
+        differences=[
+            f"{name}: {key} is {metrics[key]}, by the log {value}"
+            for key, value in expected.items()
+            if metrics[key] != value
+        ],
     )
 
 
 # --- The scans ------------------------------------------------------------------------------------
 
 
-def scan_in(lab: Lab, workers: int, executor: Executor | None) -> tuple[dict[str, Any], bytes]:
-    """A scan in this process, or fetched in `executor`: its metrics, and its items as saved."""
-    lines: list[bytes] = []
-    connection = Connection(endpoint_url=lab.endpoint_url, connections=max(WORKERS))
+def scan_here(executor: Executor | None, lab: Lab, workers: int) -> tuple[Json, bytes]:
+    """In threads, which fetch in the executor if there is one."""
     request = {"TableName": TABLE_NAME, "Limit": PAGE}
-    scan = Scan(connection, request, each_page=json_lines, collect=lines.append, executor=executor)
-    metrics = sequential_scan(scan) if workers == 1 else parallel_scan(scan, workers, workers)
-    return metrics.as_json(), b"".join(lines)
+    connection = Connection(endpoint_url=lab.endpoint_url)
+    scan = Scan(connection, request, each_page=json_lines, executor=executor)
+    lines: list[bytes] = []
+    if workers == 1:
+        metrics = sequential_scan(scan, lines.append)
+    else:
+        metrics = parallel_scan(scan, workers, workers, collect=lines.append)
+    return asdict(metrics), b"".join(lines)
 
 
-def scan_by_command(lab: Lab, workers: int) -> tuple[dict[str, Any], bytes]:
-    """The same through the command line, in processes of its own."""
-    segments = ("--total-segments", str(workers), "--workers", str(min(workers, PROCESSES)))
+def scan_by_command(lab: Lab, workers: int) -> tuple[Json, bytes]:
+    """Through the command line, into a file."""
     with tempfile.TemporaryDirectory() as folder:
-        save = Path(folder) / "items"
-        flags = ("--executor", "process", "--page-size", str(PAGE), "--save", str(save))
-        return result(lab.endpoint_url, "parallel_scan.py", *segments, *flags), save.read_bytes()
+        file = Path(folder) / "items"
+        flags = ["--page-size", str(PAGE), "--save", str(file)]
+        if workers == 1:
+            metrics = result(lab.endpoint_url, "sequential_scan.py", *flags)
+        else:
+            flags += ["--total-segments", str(workers)]
+            metrics = result(lab.endpoint_url, "parallel_scan.py", *flags)
+        return metrics, file.read_bytes()
 
 
 def campaign(seeds: int, fault_rate: float) -> Findings:
-    """Run it all, several scans at a time. Raises ScanError if a scan fails."""
-    settings = Settings(
-        items=ITEMS, latency_ms=0, ms_per_mb=0, read_capacity=0, fault_rate=fault_rate
-    )
-    ways = ["thread"] * seeds + ["process"] * seeds + ["command"] * min(seeds, COMMANDS)
+    """Run it all, several scans at a time. Raises what a scan raises."""
+    model = Settings(items=ITEMS, latency_ms=0, ms_per_mb=0, read_capacity=0, fault_rate=fault_rate)
+    own = contents(own_items(GameTable(ITEMS)))
     with contextlib.ExitStack() as running:
         labs: queue.SimpleQueue[Lab] = queue.SimpleQueue()
         for _ in range(LANES):
-            labs.put(running.enter_context(serve(settings)))
-        own = contents(own_items(GameTable(ITEMS)))
-        context = multiprocessing.get_context("spawn")
-        processes = running.enter_context(ProcessPoolExecutor(PROCESSES, context))
+            labs.put(running.enter_context(serve(model)))
+        spawn = multiprocessing.get_context("spawn")
+        processes = running.enter_context(ProcessPoolExecutor(PROCESSES, spawn))
+        ways: dict[str, tuple[Way, range]] = {
+            "threads": (functools.partial(scan_here, None), range(seeds)),
+            "processes": (functools.partial(scan_here, processes), range(0, seeds, 5)),
+            "command": (scan_by_command, range(1)),
+        }
 
-        def one(way: str, seed: int, workers: int) -> Findings:
+        def one(name: str, seed: int, workers: int) -> Findings:
             lab = labs.get()
             lab.chance.seed(seed * 1000 + workers)
             lab.requests.clear()
-            if way == "command":
-                metrics, saved = scan_by_command(lab, workers)
-            else:
-                metrics, saved = scan_in(lab, workers, processes if way == "process" else None)
+            metrics, saved = ways[name][0](lab, workers)
             log = list(lab.requests)
             labs.put(lab)
-            return findings(f"seed {seed}, {workers} workers, {way}", own, log, metrics, saved)
+            return findings(f"seed {seed}, {workers} workers, {name}", own, log, metrics, saved)
 
         lanes = running.enter_context(ThreadPoolExecutor(LANES))
         jobs = [
-            lanes.submit(one, way, number % seeds, workers)
-            for number, way in enumerate(ways)
+            lanes.submit(one, name, seed, workers)
+            for name, (_, some_seeds) in ways.items()
+            for seed in some_seeds
             for workers in WORKERS
         ]
         total = Findings()
@@ -214,8 +220,8 @@ def main() -> int:
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # or each scan would draw its progress
             total = campaign(args.seeds, args.fault_rate)
-    except ScanError as error:
-        print(f"error: a scan failed: {error.message}", file=sys.stderr)
+    except (ScanError, BotoCoreError, ClientError) as error:
+        print(f"error: a scan failed: {error}", file=sys.stderr)
         return 1
     print(total.table())
     print(*total.differences, sep="\n")

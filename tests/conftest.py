@@ -18,7 +18,9 @@ from engines import (
     dynalite,
     instant,
     lab_items,
+    load,
     loaded,
+    wait_until_active,
 )
 from local_dynamodb import HIDDEN, Lab, serve, settings_for_aws
 
@@ -51,6 +53,22 @@ def real(engine_client: DynamoDBClient) -> Iterator[Engine]:
     """dynalite, with the lab's 2,000 items and an index."""
     with loaded(engine_client, lab_items(), index=True) as engine:
         yield engine
+
+
+@pytest.fixture(scope="session")
+def binary_key(engine_client: DynamoDBClient) -> Engine:
+    """A table in dynalite whose key is binary, and called B."""
+    name = "BinaryKey"
+    engine_client.create_table(
+        TableName=name,
+        AttributeDefinitions=[{"AttributeName": "B", "AttributeType": "B"}],
+        KeySchema=[{"AttributeName": "B", "KeyType": "HASH"}],
+        BillingMode="PAY_PER_REQUEST",
+    )
+    wait_until_active(engine_client, name)
+    keys = (bytes([255 - number, number, 0]) for number in range(30))
+    load(engine_client, name, ({"B": {"B": key}} for key in keys))
+    return Engine(engine_client.meta.endpoint_url, name)
 
 
 @pytest.fixture(scope="module")
