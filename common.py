@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import argparse
 import base64
-import contextlib
-import functools
 import json
 import os
 import random
@@ -20,7 +18,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,7 @@ class Scan:
         """Send one request when its turn has come. Raises as `pages` does."""
         with self.pace.turn(request) as admitted:
             started = time.perf_counter()
-            job = functools.partial(fetch, self.connection, admitted, self.each_page)
+            job = partial(fetch, self.connection, admitted, self.each_page)
             page = self.executor.submit(job).result() if self.executor else job()
             self.pace.pay(page)
         ended = time.perf_counter()
@@ -90,7 +90,7 @@ class Scan:
 
     def opening(self) -> Iterator[str]:
         """Open a connection, at no RCU. What DynamoDB says no to, it will tell the scan."""
-        with self.connection.client() as client, contextlib.suppress(ClientError):
+        with self.connection.client() as client, suppress(ClientError):
             client.describe_table(TableName=self.request["TableName"])
         yield "open"
 
@@ -103,11 +103,11 @@ def fetch(connection: Connection, request: Json, each_page: OnPage | None) -> Pa
         except Throttled as throttled:
             return Page(throttled_requests=1, retried_requests=throttled.args[0])
         if "Body" in answer:
-            texts, rest = split_items(answer["Body"].decode().replace("\n", " "))
+            texts, rest = split_items(answer.pop("Body").replace(b"\n", b" "))
             answer.update(json_value(rest))
         else:  # a botocore that does not call keep_body
-            text = functools.partial(json.dumps, default=lambda raw: base64.b64encode(raw).decode())
-            texts = [text(item) for item in answer["Items"]]
+            text = partial(json.dumps, default=lambda raw: base64.b64encode(raw).decode())
+            texts = [text(item) for item in answer.get("Items", [])]
         page = Page(
             items=answer["Count"], scanned=answer["ScannedCount"], pages=1,
             consumed_rcu=answer.get("ConsumedCapacity", {}).get("CapacityUnits"),
@@ -127,25 +127,27 @@ NEXT_ITEM = re.compile(r"\s*,\s*(?=\{)")
 decode_value = json.JSONDecoder().raw_decode
 
 
-def split_items(answer: str) -> tuple[list[str], str]:
+def split_items(body: bytes) -> tuple[list[str], bytes]:
     """The text of each item in an answer to Scan, and the answer without its items.
 
     The array called Items is theirs: an attribute of that name has an object for a value, and in a
     string quotes are escaped. Decoding an item checks it. Raises ValueError and RecursionError.
     """
+    # In Latin-1 a byte is a character. UTF-8 grows while it is decoded, which fragments memory.
+    answer = body.decode("latin-1")
     before = first = FIRST_ITEM.search(answer)
     if not first:
-        return [], answer
+        return [], body
     texts = []
     while before:
         start = before.end()
         end = decode_value(answer, start)[1]
-        texts.append(answer[start:end])
+        texts.append(body[start:end].decode())
         before = NEXT_ITEM.match(answer, end)
-    return texts, answer[: first.end()] + answer[end:]
+    return texts, body[: first.end()] + body[end:]
 
 
-def json_value(text: str) -> Any:
+def json_value(text: Any) -> Any:
     """JSON, in which binary values are base64. Raises ValueError, also for sets of them."""
     return json.loads(text, object_hook=with_bytes)
 
@@ -168,7 +170,7 @@ class Connection:
     profile: str | None = None
     endpoint_url: str | None = None
 
-    @contextlib.contextmanager
+    @contextmanager
     def client(self) -> Iterator[Any]:
         """This process's client; inside, an answer that DynamoDB would not give is a ScanError."""
         with client_lock:  # creating clients is not thread-safe
@@ -180,7 +182,7 @@ class Connection:
             raise ScanError(message) from error
 
 
-@functools.cache
+@cache
 def new_client(connection: Connection, process: int) -> Any:
     """A client for one process: it may not cross to another, a fork's child included."""
     # Newer retry modes have a quota that many workers run dry, and hand on what has a wrong CRC.
@@ -346,7 +348,7 @@ class Pace:
     item_rcu: float = 5.0  # what an item of the last page cost; before there is one, a high guess
     throttled_since: float = float("inf")
 
-    @contextlib.contextmanager
+    @contextmanager
     def turn(self, request: Json) -> Iterator[Json]:
         """Wait for a request's turn; yields it cut, by its Limit, to about a second's worth."""
         if self.max_rcu is None:
@@ -386,10 +388,9 @@ class Pace:
     def back_off(self, refusals: int) -> None:
         """Wait after a page's n-th refusal. Raises ScanError after five minutes without a page."""
         self.throttled_since = min(self.throttled_since, self.clock())
-        throttled = self.clock() - self.throttled_since
-        if throttled > 300:
+        if self.clock() - self.throttled_since > 300:
             self.throttled_since = float("inf")  # the scan may be run again
-            raise ScanError(f"throttled for {throttled:.0f} s, in which no worker got a page")
+            raise ScanError("throttled for five minutes, in which no worker got a page")
         self.sleep(random.uniform(0.5, 1.0) * min(5.0, 0.05 * 2 ** min(refusals, 7)))
 
 
@@ -402,13 +403,13 @@ def saved(file: str | None, run: Callable[..., ScanMetrics]) -> ScanMetrics:
     """Have a scan write what it collects to FILE, which is FILE.part until it is whole; "-" is
     standard output, and a pipe or a device is written to as it is. Raises OSError."""
     if file in (None, "-"):
-        return run(file and functools.partial(write, sys.stdout))
+        return run(file and partial(write, sys.stdout))
     path = part = Path(file)
     if path.is_file() or not path.exists():
         path = path.resolve()
         part = path.with_name(f"{path.name}.part")
     with part.open("wb") as stream:
-        metrics = run(functools.partial(write, stream))
+        metrics = run(partial(write, stream))
     if metrics.complete:
         part.replace(path)
     return metrics

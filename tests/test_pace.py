@@ -185,10 +185,12 @@ def test_ten_seconds_pay_their_worth_and_one_page(seconds: float, rate: int, wor
         assert most_in(10, table.paid) <= 10 * rate + table.largest()
 
 
-def test_four_pages_may_be_under_way_when_items_grow() -> None:
-    table = Table(all_small_then_large(4, 20_000), lambda: 3.0)
-    table.scan(1000)
-    assert table.most_under_way == 4
+@pytest.mark.parametrize(("is_consistent", "pages"), [(False, 4), (True, 2)])
+def test_so_many_pages_are_under_way_as_may_turn_out_full(is_consistent: bool, pages: int) -> None:
+    # At 1,000 a second, half a second's worth is reached by four pages of 128.5, or two of 257.
+    table = Table(all_small_then_large(16, 2000), lambda: 3.0)
+    table.scan(1000, ConsistentRead=is_consistent)
+    assert table.most_under_way == pages
 
 
 @pytest.mark.parametrize("rate", [10, 400, 1000])
