@@ -7,7 +7,6 @@ Read `Scan.pages`, the page loop; `fetch`, one request; `split_items`, the items
 from __future__ import annotations
 
 import argparse
-import base64
 import json
 import os
 import random
@@ -16,12 +15,14 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import cache, partial
 from pathlib import Path
+from time import perf_counter, process_time
 from typing import Any
 
 import boto3
@@ -31,6 +32,7 @@ from tabulate import tabulate
 
 Json = dict[str, Any]
 OnPage = Callable[[Any], Any]
+Pages = Generator["Page", None, None]
 
 
 class ScanError(Exception):
@@ -54,7 +56,7 @@ class Scan:
     each_page: OnPage | None = None
     executor: Executor | None = None
 
-    def pages(self, **segment: int) -> Iterator[Page]:
+    def pages(self, **segment: int) -> Pages:
         """Every page of the table, or of the segment that `Segment` and `TotalSegments` name.
 
         Only a missing LastEvaluatedKey tells the end: a page may be empty and not the last one
@@ -78,11 +80,11 @@ class Scan:
     def ask(self, request: Json) -> Page:
         """Send one request when its turn has come. Raises as `pages` does."""
         with self.pace.turn(request) as admitted:
-            started = time.perf_counter()
+            started = perf_counter()
             job = partial(fetch, self.connection, admitted, self.each_page)
             page = self.executor.submit(job).result() if self.executor else job()
             self.pace.pay(page)
-        ended = time.perf_counter()
+        ended = perf_counter()
         page.segment = request.get("Segment", 0)
         page.started = started if page.pages else ended  # being refused is waiting, too
         page.seconds = ended - page.started
@@ -106,7 +108,7 @@ def fetch(connection: Connection, request: Json, each_page: OnPage | None) -> Pa
             texts, rest = split_items(answer.pop("Body").replace(b"\n", b" "))
             answer.update(json_value(rest))
         else:  # a botocore that does not call keep_body
-            text = partial(json.dumps, default=lambda raw: base64.b64encode(raw).decode())
+            text = partial(json.dumps, default=lambda raw: b64encode(raw).decode())
             texts = [text(item) for item in answer.get("Items", [])]
         page = Page(
             items=answer["Count"], scanned=answer["ScannedCount"], pages=1,
@@ -116,8 +118,10 @@ def fetch(connection: Connection, request: Json, each_page: OnPage | None) -> Pa
         )  # fmt: skip
         Counts().add(page)  # raises TypeError for what is no number
         expected = 0 if request.get("Select") == "COUNT" else page.items
-        if len(texts) != expected or answer["ResponseMetadata"]["HTTPStatusCode"] != 200:
-            raise ValueError("not all items, or not a 200")
+        if len(texts) != expected or answer.get("Items", []) is None:
+            raise ValueError("not all items")
+        if answer["ResponseMetadata"]["HTTPStatusCode"] != 200:
+            raise ValueError("not a page")
     page.result = each_page(texts) if each_page else None
     return page
 
@@ -154,7 +158,7 @@ def json_value(text: Any) -> Any:
 
 def with_bytes(value: Json) -> Json:
     if isinstance(value.get("B"), str):
-        value["B"] = base64.b64decode(value["B"], validate=True)
+        value["B"] = b64decode(value["B"], validate=True)
     if isinstance(value.get("BS"), list):
         raise ValueError("BS")
     return value
@@ -278,12 +282,12 @@ class ScanMetrics(Counts):
     items_per_second: float = 0.0
     segments: list[SegmentMetrics] = field(default_factory=list)
 
-    def measure(self, opened: Iterator[str], pages: Iterator[Page], collect: OnPage | None) -> None:
+    def measure(self, opened: Iterator[str], pages: Pages, collect: OnPage | None) -> None:
         """Open connections, read pages, `collect` their results; if interrupted, not `complete`."""
-        opening_started = time.perf_counter()
+        opening_started = perf_counter()
         list(opened)
-        started = time.perf_counter()
-        cpu_started = time.process_time()
+        started = perf_counter()
+        cpu_started = process_time()
         self.connect_seconds = started - opening_started
         try:
             for page in pages:
@@ -299,8 +303,9 @@ class ScanMetrics(Counts):
         except KeyboardInterrupt:
             pass  # it is not complete
         finally:
-            self.seconds = time.perf_counter() - started
-            self.cpu_seconds = time.process_time() - cpu_started
+            pages.close()
+            self.seconds = perf_counter() - started
+            self.cpu_seconds = process_time() - cpu_started
             self.items_per_second = self.items / self.seconds
             draw_line("")
 
@@ -436,8 +441,8 @@ REMEDIES = {  # the first one counts that is found in an error's name or message
     "attribute value|parameter ExpressionAttributeValues": "values go into "
     """--expression-attribute-values '{":min": {"N": "100"}}'""",
     "Invalid endpoint|region_name": "check --region, and --endpoint-url: http://host:port",
-    r"Connect|Timeout|HTTPClient|SSL|ChecksumError|\([0-9]|does not answer": "check the network, "
-    "--region and --endpoint-url",
+    r"Connect|Timeout|HTTPClient|SSL|ChecksumError|occurred \([0-9]|not answer": "check the "
+    "network, --region and --endpoint-url",
     "throttled for": "raise the table's capacity, or read more slowly: --max-rcu",
     "--max-rcu needs": "read small pages instead: --page-size 100",
     "new thread": "try fewer --workers",
@@ -457,11 +462,7 @@ def status_of(main: Callable[[], int]) -> int:
         return 141
     except (ScanError, BotoCoreError, ClientError, OSError, RecursionError, ValueError) as error:
         said = " ".join(str(error).split())
-        hints = [
-            hint
-            for words, hint in REMEDIES.items()
-            if re.search(words, f"{type(error).__name__} {said}")
-        ]
+        hints = [hint for words, hint in REMEDIES.items() if re.search(words, repr(error))]
         print("\nhint: ".join([f"error: {said:.500}", *hints[:1]]), file=sys.stderr)
         return 2 if isinstance(error, (ValueError, ParamValidationError)) else 1
 

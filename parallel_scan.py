@@ -11,7 +11,7 @@ import functools
 import queue
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import TypeVar
 
 import common
@@ -53,7 +53,9 @@ def parallel_scan(
     return metrics
 
 
-def merged(streams: Iterator[Iterable[Value]], workers: int) -> Iterator[Value]:
+def merged(
+    streams: Iterator[Iterable[Value]], workers: int
+) -> Generator[Value, None, None]:
     """What all the streams yield, as it comes; each of the workers takes a stream at a time.
 
     They are daemon threads, for which a program that ends does not wait. Twice as many values as

@@ -191,9 +191,11 @@ def campaign(seeds: int, fault_rate: float) -> Findings:
             lab = labs.get()
             lab.chance.seed(seed * 1000 + workers)
             lab.requests.clear()
-            metrics, saved = ways[name][0](lab, workers)
-            log = list(lab.requests)
-            labs.put(lab)
+            try:
+                metrics, saved = ways[name][0](lab, workers)
+                log = list(lab.requests)
+            finally:
+                labs.put(lab)
             return findings(f"seed {seed}, {workers} workers, {name}", own, log, metrics, saved)
 
         lanes = running.enter_context(ThreadPoolExecutor(LANES))

@@ -205,7 +205,10 @@ def test_what_does_not_pass_ends_in_an_error_not_in_a_shorter_table(fault: str, 
 @pytest.mark.parametrize("body", ['{"Count":1,"ScannedCount":1,"Items":[{"n":{"S":"Zo\u00eb', "{}"])
 def test_what_is_cut_in_the_middle_of_a_character_or_empty_is_an_error(way: str, body: str) -> None:
     cut = body.encode()[: -1 if len(body) > 2 else None]
-    with answering(*[cut] * 4) as endpoint_url, pytest.raises(ScanError, match="does not answer as"):
+    with (
+        answering(*[cut] * 4) as endpoint_url,
+        pytest.raises(ScanError, match="does not answer as"),
+    ):
         run_scan(way, scan_of(endpoint_url), [])
 
 
@@ -263,8 +266,9 @@ def test_a_throttled_scan_waits_and_goes_on_where_it_was(workers: int) -> None:
     asked: dict[int, list[str]] = {number: [] for number in range(workers)}
     lines: list[bytes] = []
 
-    def note(_: int, params: Json) -> None:
+    def note(ordinal: int, params: Json) -> str | None:
         asked[params["Segment"]].append(json.dumps(params.get("ExclusiveStartKey")))
+        return "expired-token" if ordinal > 1000 else None  # it must not go on for ever
 
     with at_once(2000, read_capacity=30, burst_seconds=0.5, script=note) as lab:
         metrics = run_scan("parallel_scan.py", scan_of(lab.endpoint_url, 50), lines, workers)
@@ -321,13 +325,21 @@ class Clock:
 REFUSED = Page(throttled_requests=1)
 
 
+def always_refusing() -> Callable[..., Page]:
+    """For so long as five minutes can take, several times over."""
+    left = iter([REFUSED] * 1000)
+    return lambda *_: next(left)
+
+
 def test_patience_ends_after_five_minutes_without_a_page(pretend: Callable[[Any], Scan]) -> None:
     clock = Clock()
     asked_at: list[float] = []
 
+    refused = always_refusing()
+
     def refuse(*_: object) -> Page:
         asked_at.append(clock.now)
-        return REFUSED
+        return refused()
 
     scan = Scan(Connection(), pretend(refuse).request, clock.pace())
     with pytest.raises(ScanError, match=r"throttled for 30[0-5] s, in which no worker got a page"):
@@ -338,7 +350,7 @@ def test_patience_ends_after_five_minutes_without_a_page(pretend: Callable[[Any]
 
 def test_another_workers_page_renews_the_patience(pretend: Callable[[Any], Scan]) -> None:
     clock = Clock()
-    scan = Scan(Connection(), pretend(lambda *_: REFUSED).request, clock.pace())
+    scan = Scan(Connection(), pretend(always_refusing()).request, clock.pace())
     refusals = scan.pages()
     while clock.now < 200:
         next(refusals)
@@ -352,7 +364,7 @@ def test_patience_is_whole_again_when_the_scan_is_run_again(
     pretend: Callable[[Any], Scan],
 ) -> None:
     clock = Clock()
-    scan = Scan(Connection(), pretend(lambda *_: REFUSED).request, clock.pace())
+    scan = Scan(Connection(), pretend(always_refusing()).request, clock.pace())
     for run_number in (1, 2):
         with pytest.raises(ScanError):
             list(scan.pages())
@@ -766,6 +778,16 @@ def test_an_interrupt_leaves_the_file_as_it_was_and_what_came_beside_it(
     check_is_as_before(lab, file, "from before")
     saved = (tmp_path / "items.part").read_bytes().splitlines()
     assert json.loads(out)["items"] == len(saved)
+
+
+def test_what_is_written_in_pieces_is_written_whole(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    write_all = os.write
+    monkeypatch.setattr(os, "write", lambda number, data: write_all(number, data[:7]))
+    with (tmp_path / "items").open("wb") as stream:
+        common.write(stream, b"0123456789" * 3)
+    assert (tmp_path / "items").read_bytes() == b"0123456789" * 3
 
 
 def test_a_full_disk_leaves_the_file_as_it_was(tmp_path: Path) -> None:
