@@ -407,7 +407,7 @@ def json_lines(texts: list[str]) -> bytes:
 def saved(file: str | None, run: Callable[..., ScanMetrics]) -> ScanMetrics:
     """Have a scan write what it collects to FILE, which is FILE.part until it is whole; "-" is
     standard output, and a pipe or a device is written to as it is. Raises OSError."""
-    if file in (None, "-"):
+    if file in (None, "-", "/dev/stdout"):
         return run(file and partial(write, sys.stdout))
     path = part = Path(file)
     if path.is_file() or not path.exists():
@@ -529,7 +529,7 @@ def report(metrics: ScanMetrics, args: argparse.Namespace, chart: str = "") -> i
     text = json.dumps(asdict(metrics))
     if args.output == "table":
         text = f"{tabulate(metrics.rows().items(), disable_numparse=True)}{chart}"
-    say(text, sys.stderr if args.save == "-" else sys.stdout)
+    say(text, sys.stderr if args.save in ("-", "/dev/stdout") else sys.stdout)
     if not metrics.complete:
         print("Interrupted: this is what was measured until then.", file=sys.stderr)
     return 0 if metrics.complete else 130
