@@ -401,7 +401,7 @@ class Pace:
 
 def json_lines(texts: list[str]) -> bytes:
     """A page as DynamoDB's export to S3 has it: {"Item": {...}} and a newline for each item."""
-    return "".join(f'{{"Item":{text}}}\n' for text in texts).encode()
+    return b"".join(f'{{"Item":{text}}}\n'.encode() for text in texts)
 
 
 def saved(file: str | None, run: Callable[..., ScanMetrics]) -> ScanMetrics:
