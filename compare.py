@@ -185,7 +185,7 @@ def verdict(results: list[Runs], max_rcu: int | None) -> str:
         saved = typical(sequential).seconds - typical(chosen).seconds
         return (
             "The whole table fits in one page, which one request reads: there is little to gain "
-            f"(here {saved:.2f} s), and each segment costs a request."
+            f"(here {max(0, saved):.2f} s), and each segment costs a request."
         )
     text = f"{typical(chosen).total_segments:,} segments"
     if not is_faster(chosen, sequential) and not is_faster(sequential, chosen):

@@ -589,7 +589,7 @@ MOMENTS: dict[str, tuple[Json, list[str], str, int]] = {
     "reading": ({"items": 5000, "latency_ms": 50}, [], "ok", 12),
     "throttled": ({"items": 5000, "read_capacity": 1, "burst_seconds": 1}, [], THROTTLE, 2),
     "pacing": ({"items": 5000}, ["--max-rcu", "1"], "ok", 2),
-    "hanging": ({"script": lambda n, _: "hang" if n >= 3 else None}, [], "hang", 1),
+    "hanging": ({"script": lambda n, _: "hang" if n >= 8 else None}, [], "hang", 1),
 }
 
 
