@@ -202,7 +202,7 @@ def new_client(connection: Connection, process: int) -> Any:
 def keep_body(response_dict: Json, customized_response_dict: Json, **_: Any) -> None:
     """before-parse hook: keep a page from botocore's parser, for `fetch` to split.
 
-    It visits each attribute in Python, under the GIL: that is why threads gain nothing in plain
+    It visits each attribute in Python, under the GIL: that is why threads gain little in plain
     boto3. Signing, retries and the CRC check, of the bytes as they came, stay botocore's.
     """
     if response_dict["status_code"] == 200:
@@ -270,7 +270,7 @@ class SegmentMetrics(Counts):
 
 @dataclass
 class ScanMetrics(Counts):
-    """One scan. `seconds` is from the first request to the last page, connections being open."""
+    """One scan; `seconds` from the first request on until the last page is read, and collected."""
     mode: str = "sequential"
     table_name: str = ""
     total_segments: int = 1
@@ -338,11 +338,11 @@ def draw_line(text: str) -> None:
 class Pace:
     """When a worker may send its next request; all workers of a scan share it.
 
-    In any ten seconds the table pays `max_rcu` times ten and one page at most. What it paid is a
-    debt, which time makes good at 0.93 of that rate; each request under way has a full page set
-    aside. Another goes out while both are half a second's worth at most: ten seconds see 0.5 + 9.3
-    seconds' worth and the last page, whatever items cost and however long pages take. The rest is
-    for pages that are more than full, by the item that reaches 1 MB.
+    In any ten seconds the table pays `max_rcu` times ten and one page at most, unless answers are
+    lost on the way. What it paid is a debt, which time makes good at 0.93 of that rate; a request
+    under way has a full page set aside. Another goes out while both are half a second's worth at
+    most: 0.5 + 9.3 in ten seconds, and the last page. A page may be more than full by its last
+    item, which is what the other 0.2 are for.
     """
     max_rcu: int | None = None
     clock: Callable[[], float] = time.monotonic
@@ -531,7 +531,7 @@ def report(metrics: ScanMetrics, args: argparse.Namespace, chart: str = "") -> i
         text = f"{tabulate(metrics.rows().items(), disable_numparse=True)}{chart}"
     say(text, sys.stderr if args.save in ("-", "/dev/stdout") else sys.stdout)
     if not metrics.complete:
-        print("Interrupted: this is what was measured until then.", file=sys.stderr)
+        print("Interrupted: these pages came until then; others were under way.", file=sys.stderr)
     return 0 if metrics.complete else 130
 
 

@@ -67,7 +67,7 @@ def cost(table: Table, scans: int, is_consistent: bool, max_rcu: int | None) -> 
     rcu = scans * table.size_bytes / 4096 * (1 if is_consistent else 0.5)
     text = f"{scans} scans of the whole table consume about {rcu:,.0f} RCU"
     if max_rcu:
-        return f"{text}: at --max-rcu {max_rcu}, in {rcu / max_rcu:,.0f} s or more."
+        return f"{text}: at --max-rcu {max_rcu}, in about {rcu / max_rcu:,.0f} s."
     if table.read_capacity is None:
         return f"{text}, billed by the request."
     burst = 300 * table.read_capacity  # Developer Guide, burst capacity
@@ -195,7 +195,7 @@ def verdict(results: list[Runs], max_rcu: int | None) -> str:
         text += f" {limits[1]} set the time."
     if chosen is not results[-1]:
         return f"{text} More segments gained nothing."
-    return text if limits[1] else f"{text} It waited for pages: more segments may help."
+    return text if limits[1] else f"{text} It waited for pages: more segments or workers may help."
 
 
 def is_faster(some: Runs, others: Runs) -> bool:

@@ -36,7 +36,7 @@ def parallel_scan(
 
     `segments` are the ones to scan, all of them by default; `collect` gets each page's result, in
     the caller's thread. The first worker's error ends the scan, and is raised: ScanError, or
-    botocore's. An interrupt leaves the metrics incomplete.
+    botocore's; the others end at their next page. An interrupt leaves the metrics incomplete.
     """
     chosen = range(total_segments) if segments is None else segments
     workers = min(workers, len(chosen))
@@ -63,10 +63,10 @@ def merged(
     """
     arrivals: queue.Queue[Value | BaseException | None] = queue.Queue(2 * workers)
     is_over = threading.Event()
-    turn = threading.Lock()
+    taking = threading.Lock()
 
     def next_stream() -> Iterable[Value] | None:
-        with turn:
+        with taking:
             return next(streams, None)
 
     def work() -> None:

@@ -90,7 +90,7 @@ def test_the_best_has_the_fewest_segments_within_5_percent(
         (None, True, None, "consume about 4,096 RCU, billed by the request."),
         (5, False, None, "5 a second, and up to 1,500 that were not used in the last 300 s."),
         (5, False, None, " about 410 s."),  # 2,048 / 5
-        (None, True, 100, "4,096 RCU: at --max-rcu 100, in 41 s or more."),
+        (None, True, 100, "4,096 RCU: at --max-rcu 100, in about 41 s."),
     ],
 )
 def test_the_cost(rcu: int | None, consistent: bool, max_rcu: int | None, words: str) -> None:
@@ -162,7 +162,7 @@ SAME = "2 segments: no measurable difference."
 CUT = "Interrupted: this is what was measured until then."
 TWICE = "2 segments: 2.0 times as fast"
 THRICE = "segments: 3.0 times as fast."
-WAITED = "It waited for pages: more segments may help."
+WAITED = "It waited for pages: more segments or workers may help."
 CPU = "This machine's CPU set the time."
 NOTHING = "More segments gained nothing."
 
