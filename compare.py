@@ -195,7 +195,7 @@ def verdict(results: list[Runs], max_rcu: int | None) -> str:
         text += f" {limits[1]} set the time."
     if chosen is not results[-1]:
         return f"{text} More segments gained nothing."
-    return text if limits[1] else f"{text} It waited for pages: more segments or workers may help."
+    return text if limits[1] else f"{text} It waited for pages: more at a time may help."
 
 
 def is_faster(some: Runs, others: Runs) -> bool:

@@ -162,7 +162,7 @@ SAME = "2 segments: no measurable difference."
 CUT = "Interrupted: this is what was measured until then."
 TWICE = "2 segments: 2.0 times as fast"
 THRICE = "segments: 3.0 times as fast."
-WAITED = "It waited for pages: more segments or workers may help."
+WAITED = "It waited for pages: more at a time may help."
 CPU = "This machine's CPU set the time."
 NOTHING = "More segments gained nothing."
 
