@@ -53,9 +53,7 @@ def parallel_scan(
     return metrics
 
 
-def merged(
-    streams: Iterator[Iterable[Value]], workers: int
-) -> Generator[Value, None, None]:
+def merged(streams: Iterator[Iterable[Value]], workers: int) -> Generator[Value, None, None]:
     """What all the streams yield, as it comes; each of the workers takes a stream at a time.
 
     They are daemon threads, for which a program that ends does not wait. Twice as many values as
