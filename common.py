@@ -182,8 +182,9 @@ class Connection:
         try:
             yield client
         except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
-            message = f"{client.meta.endpoint_url} does not answer as DynamoDB does"
-            raise ScanError(message) from error
+            raise ScanError(
+                f"{client.meta.endpoint_url} does not answer as DynamoDB does"
+            ) from error
 
 
 @cache
@@ -341,8 +342,7 @@ class Pace:
     In any ten seconds the table pays `max_rcu` times ten and one page at most, unless answers are
     lost on the way. What it paid is a debt, which time makes good at 0.93 of that rate; a request
     under way has a full page set aside. Another goes out while both are half a second's worth at
-    most: 0.5 + 9.3 in ten seconds, and the last page. A page may be more than full by its last
-    item, which is what the other 0.2 are for.
+    most: 0.5 + 9.3 in ten seconds, and the last page; 0.2 are left for overfull pages.
     """
     max_rcu: int | None = None
     clock: Callable[[], float] = time.monotonic
@@ -516,8 +516,8 @@ def scan_from(args: argparse.Namespace) -> Scan:
     file = vars(args).get("save")
     if file and args.Select == "COUNT":
         raise ValueError("--save needs the items, and --select COUNT sends none")
-    if args.max_rcu is not None and args.max_rcu < 1:
-        raise ValueError("--max-rcu is a whole number above 0")
+    if args.max_rcu is not None and not 1 <= args.max_rcu <= 1_000_000:
+        raise ValueError("--max-rcu is a whole number from 1 to 1,000,000")
     flags = vars(args).items()
     request = {name: value for name, value in flags if name[0].isupper() and value is not None}
     connection = Connection(args.region, args.profile, args.endpoint_url)

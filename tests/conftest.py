@@ -24,6 +24,8 @@ from engines import (
 )
 from local_dynamodb import HIDDEN, Lab, serve, settings_for_aws
 
+import common
+
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
 
@@ -39,6 +41,18 @@ def aws_settings() -> Iterator[None]:
         for name, value in settings_for_aws("").items() if OTHER is None else ():
             patch.setenv(name, value)
         yield
+
+
+@pytest.fixture
+def no_account(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Dummy credentials, nothing of the user's, and no client of another test's."""
+    for name in HIDDEN:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in settings_for_aws("http://127.0.0.1:9").items():
+        monkeypatch.setenv(name, value)
+    common.new_client.cache_clear()
+    yield
+    common.new_client.cache_clear()
 
 
 @pytest.fixture(scope="session")

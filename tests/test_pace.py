@@ -10,19 +10,20 @@ import json
 import math
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
 
 import pytest
-from local_dynamodb import HIDDEN, Settings, serve, settings_for_aws
+from local_dynamodb import Settings, serve
 
 import common
 import parallel_scan
 import sequential_scan
 from common import Connection, Json, Pace, Page, Scan, ScanError
 
+pytestmark = pytest.mark.usefixtures("no_account")
 MB = 2**20
 REQUEST = {"TableName": "T"}
 Segment = list[tuple[int, int]]  # so many items of so many bytes, and then so many others
@@ -292,18 +293,6 @@ def test_a_request_that_was_not_answered_gives_back_what_was_set_aside() -> None
 
 
 # --- On the server's log --------------------------------------------------------------------------
-
-
-@pytest.fixture(autouse=True)
-def _aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Dummy credentials, nothing of the user's, and no client of another test's."""
-    for name in HIDDEN:
-        monkeypatch.delenv(name, raising=False)
-    for name, value in settings_for_aws("http://127.0.0.1:9").items():
-        monkeypatch.setenv(name, value)
-    common.new_client.cache_clear()
-    yield
-    common.new_client.cache_clear()
 
 
 @pytest.mark.parametrize("script", [sequential_scan, parallel_scan])

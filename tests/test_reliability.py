@@ -29,7 +29,7 @@ from campaign import THROTTLE, campaign, contents, own_items, saved_items
 from engines import create_table, load, scan_pages
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from local_dynamodb import FAULTS, HIDDEN, TABLE_NAME, Lab, Settings, serve, settings_for_aws
+from local_dynamodb import FAULTS, TABLE_NAME, Lab, Settings, serve
 from running import BUNDLE, environment
 
 import common
@@ -41,6 +41,7 @@ from common import Connection, Json, Pace, Page, Scan, ScanError, ScanMetrics, j
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
 
+pytestmark = pytest.mark.usefixtures("no_account")
 SCRIPTS = {
     "sequential_scan.py": sequential_scan,
     "parallel_scan.py": parallel_scan,
@@ -59,18 +60,6 @@ ERRORS = {  # for a fault that meets every attempt
     "expired-token": "ExpiredTokenException",
     "deleted": "ResourceNotFoundException",
 }
-
-
-@pytest.fixture(autouse=True)
-def _aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Dummy credentials, nothing of the user's, and no client of another test's."""
-    for name in HIDDEN:
-        monkeypatch.delenv(name, raising=False)
-    for name, value in settings_for_aws("http://127.0.0.1:9").items():
-        monkeypatch.setenv(name, value)
-    common.new_client.cache_clear()
-    yield
-    common.new_client.cache_clear()
 
 
 @pytest.fixture

@@ -120,7 +120,8 @@ VALUES = "--expression-attribute-values"
 
 EVERYWHERE = [
     (f"--page-size {'1' * 5000}", "argument --page-size: invalid"),
-    ("--max-rcu 0", "--max-rcu is a whole number above 0"),
+    ("--max-rcu 0", "--max-rcu is a whole number from 1 to 1,000,000"),
+    (f"--max-rcu {'1' * 400}", "--max-rcu is a whole number from 1 to 1,000,000"),
     ("--max-rcu 2.5", "argument --max-rcu: invalid"),
     ("--output xml", "argument --output: invalid choice: 'xml'"),
     ("--select SPECIFIC_ATTRIBUTES", "argument --select: invalid choice"),
