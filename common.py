@@ -6,24 +6,26 @@ Read `Scan.pages`, the page loop; `fetch`, one request; `split_items`, the items
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
 import re
 import signal
 import sys
-import threading
-import time
+from argparse import ArgumentParser, Namespace
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import cache, partial
+from math import inf
 from pathlib import Path
-from time import perf_counter, process_time
-from typing import Any
+from shutil import copymode
+from tempfile import TemporaryDirectory
+from threading import Lock
+from time import monotonic, perf_counter, process_time, sleep
+from typing import Any, Optional
 
 import boto3
 from botocore.config import Config
@@ -31,12 +33,19 @@ from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
 from tabulate import tabulate
 
 Json = dict[str, Any]
-OnPage = Callable[[Any], Any]
+Function = Callable[..., Any]
+OnPage = Optional[Function]
 Pages = Generator["Page", None, None]
+STANDARD_OUTPUT = ("-", "/dev/stdout", "/dev/fd/1")
+client_lock = Lock()  # creating clients is not thread-safe
 
 
-class ScanError(Exception):
+class ScanError(RuntimeError):
     """A failure in words for the user."""
+
+
+class Interrupted(SystemExit, KeyboardInterrupt):
+    """Ends a script from wherever it is, without a traceback; its argument: the exit status."""
 
 
 class Throttled(Exception):
@@ -48,12 +57,11 @@ class Scan:
     """What to scan, with which of Scan's parameters, how fast; it may be run more than once.
 
     `each_page` is called where a page is read, with its items: the JSON texts that came, such as
-    {"score": {"N": "42"}}, binary values in base64. With an `executor`, pages are fetched there.
-    """
+    {"score": {"N": "42"}}, binary ones in base64. With an `executor`, pages are fetched there."""
     connection: Connection
     request: Json
     pace: Pace = field(default_factory=lambda: Pace(None))
-    each_page: OnPage | None = None
+    each_page: OnPage = None
     executor: Executor | None = None
 
     def pages(self, **segment: int) -> Pages:
@@ -61,8 +69,7 @@ class Scan:
 
         Only a missing LastEvaluatedKey tells the end: a page may be empty and not the last one
         (Developer Guide, Scan). A throttled request is yielded too, its `pages` being 0, and sent
-        again. Raises ScanError, BotoCoreError and ClientError.
-        """
+        again. Raises ScanError, BotoCoreError and ClientError."""
         request = {**self.request, **segment, "ReturnConsumedCapacity": "TOTAL"}
         refusals = 0
         while True:
@@ -84,10 +91,9 @@ class Scan:
             job = partial(fetch, self.connection, admitted, self.each_page)
             page = self.executor.submit(job).result() if self.executor else job()
             self.pace.pay(page)
-        ended = perf_counter()
         page.segment = request.get("Segment", 0)
-        page.started = started if page.pages else ended  # being refused is waiting, too
-        page.seconds = ended - page.started
+        page.started = started
+        page.seconds = perf_counter() - started
         return page
 
     def opening(self) -> Iterator[str]:
@@ -97,31 +103,27 @@ class Scan:
         yield "open"
 
 
-def fetch(connection: Connection, request: Json, each_page: OnPage | None) -> Page:
+def fetch(connection: Connection, request: Json, each_page: OnPage) -> Page:
     """Send one Scan request, and give its items to `each_page`. Raises as `Scan.pages` does."""
     with connection.client() as client:
         try:
             answer = client.scan(**request)
         except Throttled as throttled:
             return Page(throttled_requests=1, retried_requests=throttled.args[0])
-        if "Body" in answer:
-            texts, rest = split_items(answer.pop("Body").replace(b"\n", b" "))
-            answer.update(json_value(rest))
-        else:  # a botocore that does not call keep_body
-            text = partial(json.dumps, default=lambda raw: b64encode(raw).decode())
-            texts = [text(item) for item in answer.get("Items", [])]
-        page = Page(
-            items=answer["Count"], scanned=answer["ScannedCount"], pages=1,
-            consumed_rcu=answer.get("ConsumedCapacity", {}).get("CapacityUnits"),
-            retried_requests=answer["ResponseMetadata"].get("RetryAttempts", 0),
-            last_evaluated_key={**answer.get("LastEvaluatedKey", {})},
-        )  # fmt: skip
-        Counts().add(page)  # raises TypeError for what is no number
+        if "Body" not in answer:  # a botocore that does not call keep_body
+            answer["Body"] = json.dumps(answer, default=lambda b: b64encode(b).decode()).encode()
+        texts, rest = split_items(answer.pop("Body").replace(b"\n", b" "))
+        answer.update(json_value(rest))
+        page = Page(items=answer["Count"], scanned=answer["ScannedCount"], pages=1,
+                    consumed_rcu=answer.get("ConsumedCapacity", {}).get("CapacityUnits"),
+                    retried_requests=answer["ResponseMetadata"]["RetryAttempts"],
+                    last_evaluated_key={**answer.get("LastEvaluatedKey", {})})  # fmt: skip
+        if not 0 <= page.items <= page.scanned < 1e9 > (page.consumed_rcu or 0) >= 0:
+            raise ValueError
         expected = 0 if request.get("Select") == "COUNT" else page.items
-        if len(texts) != expected or answer.get("Items", []) is None:
-            raise ValueError("not all items")
-        if answer["ResponseMetadata"]["HTTPStatusCode"] != 200:
-            raise ValueError("not a page")
+        # Something is left of Items if it was no item; it is missing if the items were not in it.
+        if len(texts) != expected or answer.get("Items", texts and None) != []:
+            raise ValueError
     page.result = each_page(texts) if each_page else None
     return page
 
@@ -135,8 +137,7 @@ def split_items(body: bytes) -> tuple[list[str], bytes]:
     """The text of each item in an answer to Scan, and the answer without its items.
 
     The array called Items is theirs: an attribute of that name has an object for a value, and in a
-    string quotes are escaped. Decoding an item checks it. Raises ValueError and RecursionError.
-    """
+    string quotes are escaped. Decoding an item checks it. Raises ValueError and RecursionError."""
     # In Latin-1 a byte is a character. UTF-8 grows while it is decoded, which fragments memory.
     answer = body.decode("latin-1")
     before = first = FIRST_ITEM.search(answer)
@@ -164,9 +165,6 @@ def with_bytes(value: Json) -> Json:
     return value
 
 
-client_lock = threading.Lock()
-
-
 @dataclass(frozen=True)
 class Connection:
     """How to reach DynamoDB; what is None, boto3 resolves. It may travel to another process."""
@@ -177,14 +175,13 @@ class Connection:
     @contextmanager
     def client(self) -> Iterator[Any]:
         """This process's client; inside, an answer that DynamoDB would not give is a ScanError."""
-        with client_lock:  # creating clients is not thread-safe
+        with client_lock:
             client = new_client(self, os.getpid())
         try:
             yield client
         except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
-            raise ScanError(
-                f"{client.meta.endpoint_url} does not answer as DynamoDB does"
-            ) from error
+            endpoint_url = client.meta.endpoint_url
+            raise ScanError(f"{endpoint_url} does not answer as DynamoDB does") from error
 
 
 @cache
@@ -204,8 +201,7 @@ def keep_body(response_dict: Json, customized_response_dict: Json, **_: Any) -> 
     """before-parse hook: keep a page from botocore's parser, for `fetch` to split.
 
     It visits each attribute in Python, under the GIL: that is why threads gain little in plain
-    boto3. Signing, retries and the CRC check, of the bytes as they came, stay botocore's.
-    """
+    boto3. Signing, retries and the CRC check, of the bytes as they came, stay botocore's."""
     if response_dict["status_code"] == 200:
         customized_response_dict["Body"] = response_dict["body"]
         response_dict["body"] = b"{}"
@@ -214,7 +210,7 @@ def keep_body(response_dict: Json, customized_response_dict: Json, **_: Any) -> 
 def raise_throttled(response: Any, attempts: int, **_: Any) -> None:
     """needs-retry hook: take throttling out of botocore's hands; `Scan.pages` waits it out."""
     code = response[1].get("Error", {}).get("Code", "") if response else ""
-    if re.search("Throttl|ThroughputExceeded|RequestLimitExceeded", code):
+    if re.search("Throttl|(Throughput|Limit)Exceeded|TooManyRequests|SlowDown|429", code):
         raise Throttled(attempts - 1)
 
 
@@ -230,11 +226,8 @@ class Counts:
 
     def add(self, page: Page) -> None:
         """Count a page in. If what it consumed is not known, neither is the sum."""
-        self.items += page.items
-        self.scanned += page.scanned
-        self.pages += page.pages
-        self.throttled_requests += page.throttled_requests
-        self.retried_requests += page.retried_requests
+        for name in ("items", "scanned", "pages", "throttled_requests", "retried_requests"):
+            setattr(self, name, getattr(self, name) + getattr(page, name))
         if self.consumed_rcu is None or page.consumed_rcu is None:
             self.consumed_rcu = None
         else:
@@ -260,12 +253,13 @@ class SegmentMetrics(Counts):
     waits: list[tuple[float, float]] = field(default_factory=list)
 
     def add_page(self, page: Page, started: float) -> None:
-        """Count in a page that was asked for at `started`: since the last one, there was a wait."""
+        """Count in a page asked for at `started`; since the last one came, there was a wait."""
         self.started = self.started or started
-        last_end = self.started + self.seconds
-        if started - last_end > 0.001:
-            self.waits.append((last_end, started))
-        self.seconds = started + page.seconds - self.started
+        if page.pages:
+            last_end = self.started + self.seconds
+            if started - last_end > 0.001:
+                self.waits.append((last_end, started))
+            self.seconds = started + page.seconds - self.started
         self.add(page)
 
 
@@ -283,14 +277,15 @@ class ScanMetrics(Counts):
     items_per_second: float = 0.0
     segments: list[SegmentMetrics] = field(default_factory=list)
 
-    def measure(self, opened: Iterator[str], pages: Pages, collect: OnPage | None) -> None:
+    def measure(self, opened: Iterator[str], pages: Pages, collect: OnPage) -> None:
         """Open connections, read pages, `collect` their results; if interrupted, not `complete`."""
-        opening_started = perf_counter()
-        list(opened)
         started = perf_counter()
         cpu_started = process_time()
-        self.connect_seconds = started - opening_started
         try:
+            list(opened)
+            self.connect_seconds = perf_counter() - started
+            started += self.connect_seconds
+            cpu_started = process_time()
             for page in pages:
                 self.segments[page.segment - self.segments[0].segment].add_page(
                     page, page.started - started
@@ -298,8 +293,8 @@ class ScanMetrics(Counts):
                 self.add(page)
                 if collect and page.pages:
                     collect(page.result)
-                rcu = f"{self.consumed_rcu} RCU, {self.throttled_requests} requests throttled"
-                draw_line(f"{self.items:,} items, {rcu}")
+                draw_line(f"{self.items:,} items, {self.consumed_rcu} RCU, "
+                          f"{self.throttled_requests} requests throttled")  # fmt: skip
             self.complete = True
         except KeyboardInterrupt:
             pass  # it is not complete
@@ -311,9 +306,8 @@ class ScanMetrics(Counts):
             draw_line("")
 
     def rows(self) -> dict[str, str]:
-        """The metrics in words, the lab's own four first; the last ones only if they say much."""
+        """The metrics in words, the lab's own four first; the last three only if they say much."""
         rcu = self.consumed_rcu
-        connecting = self.connect_seconds if self.connect_seconds > self.seconds / 10 else None
         metrics = [
             ("Total execution time", self.seconds, "{:.2f} s"),
             ("Items processed", self.items, "{:,}"),
@@ -321,7 +315,7 @@ class ScanMetrics(Counts):
             ("Consumed RCU", "n/a" if rcu is None else f"{rcu:,.1f}", "{}"),
             ("Pages", self.pages, "{:,}"),
             ("CPU time", self.cpu_seconds, "{:.2f} s"),
-            ("Connecting before", connecting, "{:.2f} s"),
+            ("Connecting before", self.connect_seconds, "{:.2f} s"),
             ("Items scanned", self.scanned if self.scanned != self.items else None, "{:,}"),
             ("Throttled requests", self.throttled_requests or None, "{:,}"),
             ("Retried requests", self.retried_requests or None, "{:,}"),
@@ -332,7 +326,7 @@ class ScanMetrics(Counts):
 def draw_line(text: str) -> None:
     """Put a text in the place of the one before, on standard error, if that is a terminal."""
     if sys.stderr.isatty():
-        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+        write(sys.stderr, f"\r\x1b[K{text}".encode())
 
 
 @dataclass
@@ -342,16 +336,15 @@ class Pace:
     In any ten seconds the table pays `max_rcu` times ten and one page at most, unless answers are
     lost on the way. What it paid is a debt, which time makes good at 0.93 of that rate; a request
     under way has a full page set aside. Another goes out while both are half a second's worth at
-    most: 0.5 + 9.3 in ten seconds, and the last page; 0.2 are left for overfull pages.
-    """
+    most: 0.5 + 9.3 in ten seconds, and the last page; 0.2 are left for overfull pages."""
     max_rcu: int | None = None
-    clock: Callable[[], float] = time.monotonic
-    sleep: Callable[[float], object] = time.sleep
-    lock: Any = field(default_factory=threading.Lock)
+    clock: Function = monotonic
+    sleep: Function = sleep
+    lock: Any = field(default_factory=Lock)
     made_good_at: float = 0.0
     set_aside: float = 0.0  # seconds' worth
     item_rcu: float = 5.0  # what an item of the last page cost; before there is one, a high guess
-    throttled_since: float = float("inf")
+    throttled_since: float = inf
 
     @contextmanager
     def turn(self, request: Json) -> Iterator[Json]:
@@ -378,7 +371,7 @@ class Pace:
     def pay(self, page: Page) -> None:
         """Enter what a page cost. Raises ScanError if that is not known but has to be."""
         if page.pages:
-            self.throttled_since = float("inf")
+            self.throttled_since = inf
         if self.max_rcu is None:
             return
         if page.consumed_rcu is None:
@@ -394,7 +387,7 @@ class Pace:
         """Wait after a page's n-th refusal. Raises ScanError after five minutes without a page."""
         self.throttled_since = min(self.throttled_since, self.clock())
         if self.clock() - self.throttled_since > 300:
-            self.throttled_since = float("inf")  # the scan may be run again
+            self.throttled_since = inf  # the scan may be run again
             raise ScanError("throttled for five minutes, in which no worker got a page")
         self.sleep(random.uniform(0.5, 1.0) * min(5.0, 0.05 * 2 ** min(refusals, 7)))
 
@@ -405,18 +398,22 @@ def json_lines(texts: list[str]) -> bytes:
 
 
 def saved(file: str | None, run: Callable[..., ScanMetrics]) -> ScanMetrics:
-    """Have a scan write what it collects to FILE, which is FILE.part until it is whole; "-" is
-    standard output, and a pipe or a device is written to as it is. Raises OSError."""
-    if file in (None, "-", "/dev/stdout"):
+    """Have a scan write what it collects to FILE, which is replaced by what is whole; a pipe, a
+    device, a descriptor and "-", standard output, are written to as they are. Raises OSError."""
+    if file is None or file in STANDARD_OUTPUT:
         return run(file and partial(write, sys.stdout))
-    path = part = Path(file)
-    if path.is_file() or not path.exists():
-        path = path.resolve()
-        part = path.with_name(f"{path.name}.part")
-    with part.open("wb") as stream:
-        metrics = run(partial(write, stream))
-    if metrics.complete:
-        part.replace(path)
+    path = Path(os.path.realpath(file))  # a link stays one
+    if file.startswith("/dev/fd/") or (os.path.lexists(file) and not path.is_file()):
+        with Path(file).open("ab") as stream:
+            return run(partial(write, stream))
+    with TemporaryDirectory(dir=path.parent) as folder:
+        part = Path(folder, path.name)
+        with part.open("wb") as stream:
+            if path.exists():
+                copymode(path, part)
+            metrics = run(partial(write, stream))
+        if metrics.complete:
+            part.replace(path)
     return metrics
 
 
@@ -426,15 +423,15 @@ def write(stream: Any, data: bytes) -> None:
         while data:
             data = data[os.write(stream.fileno(), data) :]
     except OSError as error:
-        raise OSError(error.errno, error.strerror, stream.name) from error
+        error.filename = stream.name
+        raise
 
 
 REMEDIES = {  # the first one counts that is found in an error's name or message
     "ResourceNotFound": "is it there, and ACTIVE? check --table-name, --region, --endpoint-url",
     "AccessDenied": "README.md has the policy that a scan needs",
-    "NoCredentials|NoRegion": "run aws configure, or try it without an account: "
+    "NoCredentials|PartialCred|NoRegion": "run aws configure, or try it without an account: "
     "python tests/local_dynamodb.py compare.py",
-    "PartialCredentials": "run aws configure, or complete the AWS_ variables",
     "ProfileNotFound": "aws configure list-profiles shows the profiles there are",
     "Expired|UnrecognizedClient|InvalidSignature|SSO|Token": "renew credentials, check the clock",
     "attribute name|reserved": """use --expression-attribute-names '{"#mode": "game_mode"}'""",
@@ -456,15 +453,15 @@ def status_of(main: Callable[[], int]) -> int:
     handle_signals(interrupt)
     try:
         return main()
-    except KeyboardInterrupt:
-        return 130
     except BrokenPipeError:  # as `yes | head` ends: nobody reads on
         return 141
-    except (ScanError, BotoCoreError, ClientError, OSError, RecursionError, ValueError) as error:
+    except (BotoCoreError, ClientError, OSError, RuntimeError, ValueError) as error:
         said = " ".join(str(error).split())
         hints = [hint for words, hint in REMEDIES.items() if re.search(words, repr(error))]
-        print("\nhint: ".join([f"error: {said:.500}", *hints[:1]]), file=sys.stderr)
+        say("\nhint: ".join([f"error: {said:.500}", *hints[:1]]), sys.stderr)
         return 2 if isinstance(error, (ValueError, ParamValidationError)) else 1
+    finally:
+        handle_signals(signal.SIG_IGN)  # it is about to end
 
 
 def handle_signals(handler: Any) -> None:
@@ -475,20 +472,22 @@ def handle_signals(handler: Any) -> None:
 
 
 def interrupt(*_: object) -> None:
-    """A signal's handler; a second signal would cut off the report of what was measured."""
+    """A signal's handler. Another one would cut off the report; an alarm does, if that is stuck."""
     handle_signals(signal.SIG_IGN)
-    raise KeyboardInterrupt
+    if sys.platform != "win32":
+        signal.signal(signal.SIGALRM, interrupt)
+        signal.alarm(1)
+    raise Interrupted(130)
 
 
-def add_scan_flags(parser: argparse.ArgumentParser, save: bool = True) -> None:
+def add_scan_flags(parser: ArgumentParser, save: bool = True) -> None:
     """The flags that the scripts share; a `dest` in capitals is a parameter of Scan's."""
     flag = parser.add_argument_group("what to read").add_argument
     flag("--table-name", dest="TableName", default="GameLeaderboard", help="default: %(default)s")
     flag("--index-name", dest="IndexName", metavar="NAME", help="scan this index instead")
     flag("--consistent-read", dest="ConsistentRead", action="store_true",
          help="see every write made before; costs twice the capacity")
-    flag("--select", dest="Select", choices=["ALL_ATTRIBUTES", "COUNT"],
-         help="COUNT: count the items, but send none")
+    flag("--select", dest="Select", choices=["ALL_ATTRIBUTES", "COUNT"], help="COUNT: send none")
     flag("--filter-expression", dest="FilterExpression", metavar="EXPR",
          help="keep what matches; the rest costs capacity all the same")
     flag("--projection-expression", dest="ProjectionExpression", metavar="EXPR",
@@ -511,7 +510,7 @@ def add_scan_flags(parser: argparse.ArgumentParser, save: bool = True) -> None:
              "DynamoDB's export to S3 does; - is standard output")  # fmt: skip
 
 
-def scan_from(args: argparse.Namespace) -> Scan:
+def scan_from(args: Namespace) -> Scan:
     """The scan that the flags ask for. Raises ValueError."""
     file = vars(args).get("save")
     if file and args.Select == "COUNT":
@@ -524,15 +523,16 @@ def scan_from(args: argparse.Namespace) -> Scan:
     return Scan(connection, request, Pace(args.max_rcu), json_lines if file else None)
 
 
-def report(metrics: ScanMetrics, args: argparse.Namespace, chart: str = "") -> int:
+def report(metrics: ScanMetrics, args: Namespace, chart: str = "") -> int:
     """Print one scan's metrics, not where its items went; returns the exit status."""
     text = json.dumps(asdict(metrics))
     if args.output == "table":
         text = f"{tabulate(metrics.rows().items(), disable_numparse=True)}{chart}"
-    say(text, sys.stderr if args.save in ("-", "/dev/stdout") else sys.stdout)
-    if not metrics.complete:
-        print("Interrupted: these pages came until then; others were under way.", file=sys.stderr)
-    return 0 if metrics.complete else 130
+    say(text, sys.stderr if args.save in STANDARD_OUTPUT else sys.stdout)
+    if metrics.complete:
+        return 0
+    say("Interrupted: these pages came until then; others were under way.", sys.stderr)
+    return 130
 
 
 def say(text: str, stream: Any) -> None:

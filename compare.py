@@ -81,8 +81,7 @@ def cost(table: Table, scans: int, is_consistent: bool, max_rcu: int | None) -> 
 def compare(scan: Scan, counts: list[int], workers: int, rounds: int) -> list[Runs]:
     """Scan sequentially, and in each of these counts of segments, so many times.
 
-    Every other round goes back, so that warmth and burst favour none. An interrupt ends it early.
-    """
+    Every other round goes back, so that warmth and burst favour none. An interrupt ends it."""
     ways = [functools.partial(sequential_scan, scan)]
     ways += [
         functools.partial(parallel_scan, scan, count, workers)
@@ -270,7 +269,7 @@ def main(argv: list[str] | None = None) -> int:
     scan = common.scan_from(args)
     table = described(scan)
     scans = args.runs * (1 + len(counts))
-    print(wrapped(cost(table, scans, args.ConsistentRead, args.max_rcu)), file=sys.stderr)
+    common.say(wrapped(cost(table, scans, args.ConsistentRead, args.max_rcu)), sys.stderr)
     results = compare(scan, counts, args.workers, args.runs)
     said = verdict(results, args.max_rcu)
     warnings = notes(table, results)

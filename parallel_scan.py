@@ -11,11 +11,11 @@ import functools
 import queue
 import shutil
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import TypeVar
 
 import common
-from common import OnPage, Scan, ScanError, ScanMetrics, SegmentMetrics
+from common import OnPage, Scan, ScanMetrics, SegmentMetrics
 
 Value = TypeVar("Value")
 MOST_WORKERS = 64  # without --workers
@@ -30,14 +30,13 @@ def parallel_scan(
     total_segments: int = 4,
     workers: int = 4,
     segments: range | None = None,
-    collect: OnPage | None = None,
+    collect: OnPage = None,
 ) -> ScanMetrics:
     """Run the page loop once for every segment, by `workers` threads; a free one takes the next.
 
     `segments` are the ones to scan, all of them by default; `collect` gets each page's result, in
     the caller's thread. The first worker's error ends the scan, and is raised: ScanError, or
-    botocore's; the others end at their next page. An interrupt leaves the metrics incomplete.
-    """
+    botocore's; the others end at their next page. An interrupt leaves the metrics incomplete."""
     chosen = range(total_segments) if segments is None else segments
     workers = min(workers, len(chosen))
     metrics = ScanMetrics(
@@ -57,8 +56,7 @@ def merged(streams: Iterator[Iterable[Value]], workers: int) -> Generator[Value,
     """What all the streams yield, as it comes; each of the workers takes a stream at a time.
 
     They are daemon threads, for which a program that ends does not wait. Twice as many values as
-    workers may wait to be consumed. The first error is raised here, where they are consumed.
-    """
+    workers may wait to be consumed. The first error is raised here, where they are consumed."""
     arrivals: queue.Queue[Value | BaseException | None] = queue.Queue(2 * workers)
     is_over = threading.Event()
     taking = threading.Lock()
@@ -80,7 +78,8 @@ def merged(streams: Iterator[Iterable[Value]], workers: int) -> Generator[Value,
         arrivals.put(end)
 
     try:
-        start(work, workers)
+        for _ in range(workers):
+            threading.Thread(target=work, daemon=True).start()
         while workers:
             arrival = arrivals.get()
             if isinstance(arrival, BaseException):
@@ -93,15 +92,6 @@ def merged(streams: Iterator[Iterable[Value]], workers: int) -> Generator[Value,
         is_over.set()
         while not arrivals.empty():  # which frees the workers that wait to hand over
             arrivals.get()
-
-
-def start(work: Callable[[], None], workers: int) -> None:
-    """Start the threads. Raises ScanError if the operating system has no more of them."""
-    try:
-        for _ in range(workers):
-            threading.Thread(target=work, daemon=True).start()
-    except RuntimeError as error:
-        raise ScanError(str(error)) from error
 
 
 def timeline(scans: list[ScanMetrics]) -> str:

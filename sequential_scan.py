@@ -13,11 +13,10 @@ import common
 from common import OnPage, Scan, ScanMetrics, SegmentMetrics
 
 
-def sequential_scan(scan: Scan, collect: OnPage | None = None) -> ScanMetrics:
+def sequential_scan(scan: Scan, collect: OnPage = None) -> ScanMetrics:
     """Run the page loop once, and give each page's result to `collect`.
 
-    Raises ScanError, and botocore's errors; an interrupt leaves the metrics incomplete.
-    """
+    Raises ScanError, and botocore's errors; an interrupt leaves the metrics incomplete."""
     metrics = ScanMetrics(table_name=scan.request["TableName"], segments=[SegmentMetrics()])
     metrics.measure(scan.opening(), scan.pages(), collect)
     return metrics

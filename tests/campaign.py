@@ -15,23 +15,22 @@ import argparse
 import contextlib
 import functools
 import io
-import json
 import multiprocessing
 import os
 import queue
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from botocore.exceptions import BotoCoreError, ClientError
-from local_dynamodb import HIDDEN, TABLE_NAME, GameTable, Lab, Settings, serve, settings_for_aws
+from items import contents, instant, lab_items, saved_items
+from local_dynamodb import HIDDEN, TABLE_NAME, Lab, serve, settings_for_aws
 from running import result
 from tabulate import tabulate
 
@@ -86,23 +85,6 @@ class Findings:
 
 
 # --- What came, and what should have --------------------------------------------------------------
-
-
-def contents(items: Iterable[Any]) -> Counter[str]:
-    """How often each item is there, told by its content."""
-    return Counter(json.dumps(item, sort_keys=True) for item in items)
-
-
-def saved_items(lines: bytes) -> list[Any]:
-    """The items of what --save writes."""
-    return [json.loads(line)["Item"] for line in lines.splitlines()]
-
-
-def own_items(table: GameTable) -> list[Any]:
-    """All of the table's items, in its order, without a scan."""
-    whole = bytes(table.text[: table.offsets[-1]])
-    items: list[Any] = json.loads(b"[" + whole.rstrip(b",") + b"]")
-    return items
 
 
 def findings(
@@ -173,8 +155,8 @@ def scan_by_command(lab: Lab, workers: int) -> tuple[Json, bytes]:
 
 def campaign(seeds: int, fault_rate: float) -> Findings:
     """Run it all, several scans at a time. Raises what a scan raises."""
-    model = Settings(items=ITEMS, latency_ms=0, ms_per_mb=0, read_capacity=0, fault_rate=fault_rate)
-    own = contents(own_items(GameTable(ITEMS)))
+    model = instant(ITEMS, fault_rate=fault_rate)
+    own = contents(lab_items(ITEMS))
     with contextlib.ExitStack() as running:
         labs: queue.SimpleQueue[Lab] = queue.SimpleQueue()
         for _ in range(LANES):

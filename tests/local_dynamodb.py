@@ -274,6 +274,12 @@ class GameTable:
         return self.text[start : max(start, end)]
 
 
+@lru_cache(maxsize=8)
+def game_table(items: int) -> GameTable:
+    """The table of so many items: it never changes, so whoever serves it may share it."""
+    return GameTable(items)
+
+
 # --- Capacity and time ----------------------------------------------------------------------------
 
 
@@ -454,7 +460,7 @@ class Lab:
         self.started = clock()
         self.endpoint_url = ""
         self.requests: list[dict[str, Any]] = []  # the request log, one dict a request
-        self.table = GameTable(settings.items)
+        self.table = game_table(settings.items)
         on_demand = settings.read_capacity == 0
         self.capacity = (settings.read_capacity, 0 if on_demand else settings.write_capacity)
         self.bucket = Bucket(settings.read_capacity, settings.burst_seconds, clock)

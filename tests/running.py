@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from local_dynamodb import HIDDEN, settings_for_aws
 
 BUNDLE = Path(__file__).parent.parent
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # which interrupt a script
 
 
 def environment(endpoint_url: str, **more: str) -> dict[str, str]:
@@ -41,3 +45,15 @@ def result(endpoint_url: str, script: str, *flags: str) -> dict[str, Any]:
     assert ended.returncode == 0, ended.stderr
     answer: dict[str, Any] = json.loads(ended.stdout)
     return answer
+
+
+@contextmanager
+def heeded_signals() -> Iterator[None]:
+    """Children started here heed the SIGNALS, even if this is a background job, which may not."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    for number, handler in before.items():
+        if handler is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)

@@ -8,14 +8,14 @@ import pty
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
-import test_usage
-from local_dynamodb import Lab, Settings, serve
-from running import BUNDLE, environment
-from test_usage import Invoke
+from items import are_of, instant, scans_of
+from local_dynamodb import Lab, serve
+from running import BUNDLE, Ended, environment
 
 import compare
 from common import ScanMetrics, SegmentMetrics
@@ -24,9 +24,7 @@ from parallel_scan import timeline
 
 WIDTH = 80
 MIB = 2**20
-
-
-invoke = test_usage.invoke
+Invoke = Callable[..., Ended]
 
 
 def segment(seconds: float, number: int = 0, **more: Any) -> SegmentMetrics:
@@ -38,7 +36,7 @@ def scanned(seconds: float = 1.0, count: int = 4, **more: Any) -> ScanMetrics:
     metrics = ScanMetrics(
         mode="parallel" if count else "sequential", total_segments=count or 1, complete=True,
         items=100, scanned=100, pages=4, consumed_rcu=50.0,
-        seconds=seconds, cpu_seconds=0.1, items_per_second=100 / seconds,
+        connect_seconds=0.05, seconds=seconds, cpu_seconds=0.1, items_per_second=100 / seconds,
         segments=[segment(seconds, number) for number in range(count or 1)],
     )  # fmt: skip
     return replace(metrics, **more)
@@ -100,7 +98,7 @@ def test_the_cost(rcu: int | None, consistent: bool, max_rcu: int | None, words:
 # --- The table
 
 FIRST_ROWS = ["Total execution time", "Items processed", "Items per second", "Consumed RCU",
-              "Times as fast", "Pages", "CPU time"]  # fmt: skip
+              "Times as fast", "Pages", "CPU time", "Connecting before"]  # fmt: skip
 
 
 def rows_of(text: str) -> dict[str, list[str]]:
@@ -116,7 +114,7 @@ def test_a_column_a_scan_and_a_row_a_metric() -> None:
     assert list(rows_of(text)) == FIRST_ROWS
     assert list(rows_of(text).values()) == [
         ["2.00 s", "1.00 s"], ["100", "1,234"], ["50", "100"], ["50.0", "n/a"],
-        ["1.0", "2.0"], ["4", "6"], ["0.10 s", "0.25 s"],
+        ["1.0", "2.0"], ["4", "6"], ["0.10 s", "0.25 s"], ["0.05 s", "0.05 s"],
     ]  # fmt: skip
 
 
@@ -128,14 +126,14 @@ def test_several_runs_show_their_spread() -> None:
 
 
 def test_other_rows_come_where_some_scan_has_them() -> None:
-    usual = scanned(2.0, 0, connect_seconds=0.2)
-    special = scanned(connect_seconds=0.2, scanned=300, throttled_requests=7, retried_requests=2)
+    usual = scanned(2.0, 0)
+    special = scanned(scanned=300, throttled_requests=7, retried_requests=2)
     assert list(rows_of(side_by_side([[usual], [usual]]))) == FIRST_ROWS
     for runs in ([[usual], [special]], [[special], [usual]]):
         rows = rows_of(side_by_side(runs))
-        assert list(rows) == [*FIRST_ROWS, "Connecting before", "Items scanned",
-                              "Throttled requests", "Retried requests"]  # fmt: skip
-        assert [rows[name] for name in list(rows)[-4:]] == [["0.20 s"], ["300"], ["7"], ["2"]]
+        others = ["Items scanned", "Throttled requests", "Retried requests"]
+        assert list(rows) == [*FIRST_ROWS, *others]
+        assert [rows[name] for name in others] == [["300"], ["7"], ["2"]]
 
 
 LARGE = dict.fromkeys(["items", "pages", "throttled_requests", "retried_requests"], 99_999_999)
@@ -364,23 +362,25 @@ def test_an_interrupt_shows_what_was_measured(
 
 
 def test_json_is_the_servers_own_account(invoke: Invoke, lab: Lab) -> None:
-    before = len(lab.requests)
+    before = len(scans_of(lab))
     flags = ("--total-segments", "2", "3", "--runs", "2", "--output", "json")
-    ended = invoke("compare", "--endpoint-url", lab.endpoint_url, *flags)
-    answer = json.loads(ended.stdout)
-    asked = [line["segment"] for line in lab.requests[before:] if line["operation"] == "Scan"]
+    answer = json.loads(invoke("compare", *flags, at=lab).stdout)
+    log = scans_of(lab)[before:]
+    asked = [line["segment"] for line in log]
     assert [asked[0], asked[-1]] == [None, None]
     assert [sorted(asked[1:3]), sorted(asked[3:6])] == [[0, 1], [0, 1, 2]]
     assert [sorted(asked[6:9]), sorted(asked[9:11])] == [[0, 1, 2], [0, 1]]
     assert answer["table"] == {"name": "GameLeaderboard", "item_count": 2000,
                                "size_bytes": lab.table.sizes[-1], "read_capacity": None,
                                "billing_mode": "PAY_PER_REQUEST"}  # fmt: skip
-    assert [each["items"] for each in answer["results"]] == [2000] * 3
+    for result, scan in zip(answer["results"], (log[:1], log[1:3], log[3:6])):
+        are_of(result, scan)
+        assert len(result["runs"]) == 2
 
 
 def test_the_result_is_on_standard_output_and_the_cost_is_not(invoke: Invoke, lab: Lab) -> None:
     flags = ("--total-segments", "2", "4", "8", "16", "--runs", "2")
-    ended = invoke("compare", "--endpoint-url", lab.endpoint_url, *flags)
+    ended = invoke("compare", *flags, at=lab)
     facts, rows, said, bars, noted = ended.stdout.split("\n\n")
     assert facts == "GameLeaderboard: about 2,000 items, 0.4 MB; read capacity: on demand"
     assert list(rows_of(rows))[1] == "Fastest run"
@@ -393,9 +393,8 @@ def test_the_result_is_on_standard_output_and_the_cost_is_not(invoke: Invoke, la
 
 
 def test_all_that_a_throttled_comparison_says_fits_80_columns(invoke: Invoke) -> None:
-    settings = Settings(items=500, latency_ms=0, ms_per_mb=0, read_capacity=15, burst_seconds=1)
-    with serve(settings) as spent:
-        ended = invoke("compare", "--endpoint-url", spent.endpoint_url, "--page-size", "100")
+    with serve(instant(500, read_capacity=15, burst_seconds=1)) as spent:
+        ended = invoke("compare", "--page-size", "100", at=spent)
     assert max(map(len, (ended.stdout + ended.stderr).splitlines())) <= WIDTH
     assert "; read capacity: 15 RCU\n" in ended.stdout
     assert CAPACITY in ended.stdout
@@ -404,10 +403,10 @@ def test_all_that_a_throttled_comparison_says_fits_80_columns(invoke: Invoke) ->
 
 
 def test_a_live_line_shows_on_a_terminal_and_is_gone_at_the_end() -> None:
-    settings = Settings(items=500, latency_ms=0, ms_per_mb=0, read_capacity=20, burst_seconds=0.5)
+    model = instant(500, read_capacity=20, burst_seconds=0.5)
     command = [sys.executable, f"{BUNDLE}/sequential_scan.py", "--page-size", "300"]
     leader, follower = pty.openpty()
-    with serve(settings) as slow:
+    with serve(model) as slow:
         env = environment(slow.endpoint_url)
         subprocess.run(command, env=env, stdout=subprocess.DEVNULL, stderr=follower, check=True)
     lines = os.read(leader, 9999).decode().split("\r\x1b[K")

@@ -12,13 +12,13 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import local_dynamodb
 import pytest
-from engines import client_of, create_table, load, scan_pages
+from engines import Engine, client_of, create_table, scan_pages
+from items import instant
 from local_dynamodb import MB, TABLE_NAME, Bucket, GameTable, Lab, Settings, item_size, serve
 
 if TYPE_CHECKING:
@@ -26,11 +26,6 @@ if TYPE_CHECKING:
 
 SCAN = {"TableName": TABLE_NAME, "ReturnConsumedCapacity": "TOTAL"}
 THROTTLED = "ProvisionedThroughputExceededException"
-
-
-def at_once(items: int, **more: Any) -> Settings:
-    """A table that takes no time and never throttles."""
-    return Settings(items=items, latency_ms=0, ms_per_mb=0, read_capacity=0, **more)
 
 
 class Clock:
@@ -83,23 +78,14 @@ def ask(lab: Lab, operation: str, **params: Any) -> Reply:
 
 
 @pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with serve(at_once(2000)) as served:
-        yield served
-
-
-@pytest.fixture(scope="module")
 def lab_client(lab: Lab) -> DynamoDBClient:
     return client_of(lab.endpoint_url)
 
 
-@pytest.fixture(scope="module")
-def loaded(engine_client: DynamoDBClient, lab_client: DynamoDBClient) -> str:
+@pytest.fixture
+def loaded(real: Engine) -> str:
     """The name of a dynalite table that holds the lab's 2,000 items."""
-    create_table(engine_client, "SameItems")
-    pages = scan_pages(lab_client, TABLE_NAME)
-    load(engine_client, "SameItems", (item for page in pages for item in page["Items"]))
-    return "SameItems"
+    return real.table
 
 
 # --- Against dynalite
@@ -152,12 +138,13 @@ def test_a_page_ends_with_the_item_that_reaches_1_mb(engine_client: DynamoDBClie
             last = page["Items"][-1]
             assert page["LastEvaluatedKey"] == {k: last[k] for k in ("player_id", "game_id")}
 
-    create_table(engine_client, "BigItems")
+    name = f"BigItems-{os.getpid()}"
+    create_table(engine_client, name)
     wide = ({**key(str(n)), "bulk": {"S": "x" * 100_000}} for n in range(25))
     for item in wide:
-        engine_client.put_item(TableName="BigItems", Item=item)
-    holds(scan_pages(engine_client, "BigItems", ReturnConsumedCapacity="TOTAL"))
-    with serve(at_once(12_000)) as served:
+        engine_client.put_item(TableName=name, Item=item)
+    holds(scan_pages(engine_client, name, ReturnConsumedCapacity="TOTAL"))
+    with serve(instant(12_000)) as served:
         client = client_of(served.endpoint_url)
         pages = scan_pages(client, TABLE_NAME, ReturnConsumedCapacity="TOTAL")
     holds(pages)
@@ -215,22 +202,23 @@ SIZES: list[tuple[dict[str, Any], int]] = [
 
 
 @pytest.fixture(scope="module")
-def sizes_table(engine_client: DynamoDBClient) -> None:
-    create_table(engine_client, "Sizes")
+def sizes_table(engine_client: DynamoDBClient) -> str:
+    name = f"Sizes-{os.getpid()}"
+    create_table(engine_client, name)
+    return name
 
 
-@pytest.mark.usefixtures("sizes_table")
 @pytest.mark.parametrize(("value", "size"), SIZES, ids=str)
 def test_sizes_by_hand_and_by_dynalite(
-    engine_client: DynamoDBClient, value: dict[str, Any], size: int
+    engine_client: DynamoDBClient, sizes_table: str, value: dict[str, Any], size: int
 ) -> None:
     assert item_size({"name": value}) == 4 + size
     url = engine_client.meta.endpoint_url
     room = 4096 - (9 + 12) - (7 + 4) - (4 + size) - len("pad")
     for padding, units in ((room, 1.0), (room + 1, 2.0)):  # 4,096 bytes, and one more
         item = {**key("sized"), "name": value, "pad": {"S": "x" * padding}}
-        assert post(url, "PutItem", {"TableName": "Sizes", "Item": item}).status == 200
-        read = {"TableName": "Sizes", "Key": key("sized"), "ConsistentRead": True}
+        assert post(url, "PutItem", {"TableName": sizes_table, "Item": item}).status == 200
+        read = {"TableName": sizes_table, "Key": key("sized"), "ConsistentRead": True}
         reply = post(url, "GetItem", {**read, "ReturnConsumedCapacity": "TOTAL"}).body
         assert reply["ConsumedCapacity"]["CapacityUnits"] == units
 
@@ -260,7 +248,7 @@ def test_items_are_the_same_on_every_start() -> None:
 
 @pytest.mark.parametrize("items", [0, 1, 24, 26, 999])
 def test_any_number_of_items_in_any_number_of_segments(items: int) -> None:
-    lab = Lab(at_once(items))
+    lab = Lab(instant(items))
     found = ask(lab, "Scan").body["Items"]
     keys = {(item["player_id"]["S"], item["game_id"]["S"]) for item in found}
     assert len(keys) == items
@@ -401,7 +389,7 @@ def fate(lab: Lab) -> str:
 def test_each_fault_as_a_client_sees_it_and_as_it_is_paid() -> None:
     names = ("throttle", "500", "reset", "truncated", "bad-crc", "not-json", "expired-token")
     script = [None, *names, None, "deleted"]
-    settings = at_once(2000, script=lambda n, _: script[n])
+    settings = instant(2000, script=lambda n, _: script[n])
     with serve(settings) as lab:
         fates = [fate(lab) for _ in script]
         gone = fate(lab)
@@ -418,7 +406,7 @@ def test_each_fault_as_a_client_sees_it_and_as_it_is_paid() -> None:
 
 
 def test_a_request_that_hangs_ends_with_the_server() -> None:
-    with serve(at_once(10, script=lambda *_: "hang")) as lab:
+    with serve(instant(10, script=lambda *_: "hang")) as lab:
         connection = http.client.HTTPConnection(lab.endpoint_url.removeprefix("http://"), timeout=9)
         target = {"X-Amz-Target": "DynamoDB_20120810.Scan"}
         connection.request("POST", "/", json.dumps(SCAN), target)
@@ -442,7 +430,7 @@ def test_what_is_no_http_is_one_line_of_error(lab: Lab, capsys: pytest.CaptureFi
 
 def test_drawn_faults_follow_the_seed() -> None:
     def outcomes(seed: int) -> list[str]:
-        lab = Lab(at_once(10, fault_rate=0.5, seed=seed))
+        lab = Lab(instant(10, fault_rate=0.5, seed=seed))
         for _ in range(200):
             ask(lab, "Scan")
         return [entry["outcome"] for entry in lab.requests]
@@ -550,7 +538,7 @@ def test_ctrl_c_is_the_commands_to_handle() -> None:
 
 def test_the_request_log_is_what_the_lab_remembers(tmp_path: Path) -> None:
     log = tmp_path / "requests.jsonl"
-    with serve(at_once(100, request_log=log)) as lab:
+    with serve(instant(100, request_log=log)) as lab:
         for segment in (0, 1):
             post(lab.endpoint_url, "Scan", {**SCAN, "Segment": segment, "TotalSegments": 2})
         post(lab.endpoint_url, "Scan", {})

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import heapq
 import itertools
-import json
 import math
 import random
 import threading
@@ -16,14 +15,12 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from local_dynamodb import Settings, serve
+from items import are_of, instant, scans_of
+from local_dynamodb import serve
 
 import common
-import parallel_scan
-import sequential_scan
 from common import Connection, Json, Pace, Page, Scan, ScanError
 
-pytestmark = pytest.mark.usefixtures("no_account")
 MB = 2**20
 REQUEST = {"TableName": "T"}
 Segment = list[tuple[int, int]]  # so many items of so many bytes, and then so many others
@@ -295,16 +292,12 @@ def test_a_request_that_was_not_answered_gives_back_what_was_set_aside() -> None
 # --- On the server's log --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("script", [sequential_scan, parallel_scan])
-def test_max_rcu_on_the_servers_log(script: Any, capfd: pytest.CaptureFixture[str]) -> None:
-    model = Settings(4500, latency_ms=0, ms_per_mb=0, read_capacity=40, burst_seconds=1)
-    with serve(model) as lab:
-        flags = ["--endpoint-url", lab.endpoint_url, "--max-rcu", "40", "--output", "json"]
-        assert script.main(flags) == 0
-    metrics = json.loads(capfd.readouterr().out)
-    log = [entry for entry in lab.requests if entry["operation"] == "Scan"]
-    paid = [(entry["time"], entry["rcu"]) for entry in log]
+@pytest.mark.parametrize("script", ["sequential_scan", "parallel_scan"])
+def test_max_rcu_on_the_servers_log(metrics_of: Callable[..., Json], script: str) -> None:
+    with serve(instant(4500, read_capacity=80, burst_seconds=1)) as lab:
+        metrics = metrics_of(script, "--max-rcu", "80", at=lab)
+    paid = [(entry["time"], entry["rcu"]) for entry in scans_of(lab)]
     assert metrics["items"] == 4500
-    assert metrics["consumed_rcu"] == sum(rcu for _, rcu in paid)
-    assert most_in(2, paid) <= 40 * 2 + max(rcu for _, rcu in paid)
-    assert metrics["throttled_requests"] == len([e for e in log if e["outcome"] != "ok"]) <= 2
+    are_of(metrics, scans_of(lab))
+    assert most_in(1, paid) <= 80 * 1 + max(rcu for _, rcu in paid)
+    assert metrics["throttled_requests"] <= 2

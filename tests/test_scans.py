@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import json
 import math
@@ -14,47 +13,31 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-import botocore.parsers
 import pytest
 from botocore.exceptions import ClientError
+from canned import EMPTY_PAGE, Canned
 from distributed import Client, LocalCluster
-from engines import (
-    EVERY_TYPE,
+from engines import Engine
+from items import (
     ITEMS,
-    Canned,
-    Engine,
     Key,
-    answers,
     are_all,
     are_of,
-    as_json,
-    client_of,
     instant,
     items_text,
     key,
     keys,
     lab_items,
-    loaded,
-    scan_pages,
     scans_of,
 )
-from hypothesis import example, given, settings
 from local_dynamodb import Lab, item_size, serve
 
-import common
-import parallel_scan as parallel
-import sequential_scan as sequential
-from common import Json, Pace, Scan, ScanError, json_lines
+from common import Json, Pace, Page, ScanError, SegmentMetrics
 from parallel_scan import parallel_scan
 from sequential_scan import sequential_scan
 
-if TYPE_CHECKING:
-    from mypy_boto3_dynamodb import DynamoDBClient
-
-pytestmark = pytest.mark.usefixtures("aws_settings")
-Main = Callable[..., Json]
+MetricsOf = Callable[..., Json]
 
 
 # --- Every item, once
@@ -95,11 +78,13 @@ def test_an_empty_table_is_no_error() -> None:
             assert metrics.consumed_rcu == 0
 
 
-def test_shares_of_the_segments_make_up_the_table(lab: Lab, main: Main, tmp_path: Path) -> None:
+def test_shares_of_the_segments_make_up_the_table(
+    lab: Lab, metrics_of: MetricsOf, tmp_path: Path
+) -> None:
     lines: list[str] = []
     for share, segments in {"0-2": [0, 1, 2], "3-3": [3], "4-6": [4, 5, 6]}.items():
         flags = ("--total-segments", "7", "--segments", share, "--save", str(tmp_path / "items"))
-        metrics = main(parallel, Engine(lab.endpoint_url), *flags)
+        metrics = metrics_of("parallel_scan", *flags, at=lab)
         assert [each["segment"] for each in metrics["segments"]] == segments
         lines += (tmp_path / "items").read_text(encoding="utf-8").splitlines()
     assert are_all([key(json.loads(line)["Item"]) for line in lines])
@@ -187,17 +172,55 @@ def test_reading_goes_on_within_a_bound_while_pages_wait_to_be_collected(lab: La
     assert read[0] == bound
 
 
-def test_connections_are_opened_before_and_reused(
-    canned: Canned, monkeypatch: pytest.MonkeyPatch
+def test_connections_are_opened_together_before_the_scan_and_kept_for_the_next(
+    canned: Canned, monkeypatch: pytest.MonkeyPatch, anew: Callable[[], None]
 ) -> None:
-    scan = canned.answer('{"Items": [], "Count": 0, "ScannedCount": 0}').scan()
-    common.new_client.cache_clear()
+    scan = canned.answer(EMPTY_PAGE).scan()
+    anew()
     canned.connections.clear()
     monkeypatch.setattr(canned, "describing", threading.Barrier(3, timeout=10).wait)
     for _ in range(2):
         parallel_scan(scan, 9, workers=3)
     assert canned.operations == (["DescribeTable"] * 3 + ["Scan"] * 9) * 2
     assert len(canned.connections) == 3
+
+
+@pytest.mark.parametrize(
+    ("flags", "workers"),
+    [("--total-segments 70", 64), ("--total-segments 70 --workers 66", 66), ("", 4)],
+)
+def test_without_workers_there_are_as_many_as_segments_but_64_at_most(
+    lab: Lab, metrics_of: MetricsOf, flags: str, workers: int
+) -> None:
+    assert metrics_of("parallel_scan", *flags.split(), at=lab)["workers"] == workers
+
+
+# --- What time it takes
+
+
+def test_a_segments_time_has_its_waits_in_it_and_being_refused_is_waiting() -> None:
+    segment = SegmentMetrics()
+    segment.add_page(Page(throttled_requests=1, seconds=0.1), 0.5)
+    segment.add_page(Page(pages=1, seconds=0.5), 1.0)  # there at 1.5
+    segment.add_page(Page(throttled_requests=1, seconds=0.1), 1.75)
+    segment.add_page(Page(pages=1, seconds=0.5), 2.5)  # there at 3.0
+    segment.add_page(Page(pages=1, seconds=0.5), 3.0)
+    assert segment.waits == [(0.5, 1.0), (1.5, 2.5)]
+    assert segment.started == 0.5
+    assert segment.seconds == 3.0
+    assert segment.pages == 3
+
+
+def test_what_the_server_refused_for_a_time_is_a_wait() -> None:
+    with serve(instant(400, read_capacity=10, burst_seconds=0.1)) as lab:
+        metrics = sequential_scan(Engine(lab.endpoint_url).scan(Limit=201))
+    (segment,) = metrics.segments
+    waited = sum(end - start for start, end in segment.waits)
+    first, second = [line["time"] for line in scans_of(lab) if line["outcome"] == "ok"]
+    assert second - first > 0.2
+    # The second page was asked for before it was served, after the first one had been.
+    assert (second - first) / 2 < waited < second - first
+    assert waited < segment.seconds <= metrics.seconds
 
 
 # --- What it costs
@@ -216,14 +239,16 @@ def test_each_segments_cost_is_rounded_up_on_its_own(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("flags", [(), ("--page-size", "70"), ("--select", "COUNT")])
-@pytest.mark.parametrize("script", [sequential, parallel])
-def test_metrics_are_the_servers(lab: Lab, main: Main, script: Any, flags: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("script", ["sequential_scan", "parallel_scan"])
+def test_metrics_are_the_servers(
+    lab: Lab, metrics_of: MetricsOf, script: str, flags: tuple[str, ...]
+) -> None:
     before = len(lab.requests)
-    metrics = main(script, Engine(lab.endpoint_url), *flags)
+    metrics = metrics_of(script, *flags, at=lab)
     requests = lab.requests[before:]
     log = [line for line in requests if line["operation"] == "Scan"]
     are_of(metrics, log)
-    for each in metrics["segments"] if script is parallel else []:
+    for each in metrics["segments"] if script == "parallel_scan" else []:
         are_of(each, [line for line in log if line["segment"] == each["segment"]])
         assert 0 <= each["started"] <= each["started"] + each["seconds"] <= metrics["seconds"]
     assert {line["rcu"] for line in requests if line["operation"] != "Scan"} == {0}
@@ -238,15 +263,18 @@ def test_a_refused_request_is_counted_and_sent_again() -> None:
     are_of(dataclasses.asdict(metrics), scans_of(flaky))
 
 
-def test_capacity_that_one_page_does_not_report_is_not_zero(canned: Canned, main: Main) -> None:
+def test_capacity_that_one_page_does_not_report_is_not_zero(
+    canned: Canned, metrics_of: MetricsOf
+) -> None:
     more = '"LastEvaluatedKey": {"k": {"S": "1"}}, "ConsumedCapacity": {"CapacityUnits": 1.5}'
     nothing = '"Items": [], "Count": 0, "ScannedCount": 0'
     engine = canned.answer(f"{{{nothing}, {more}}}", f"{{{nothing}}}")
-    metrics = main(sequential, engine)
+    metrics = metrics_of("sequential_scan", at=engine)
     assert metrics["pages"] == 2
     assert metrics["consumed_rcu"] is None
     assert metrics["segments"][0]["consumed_rcu"] is None
     assert sequential_scan(engine.scan()).rows()["Consumed RCU"] == "n/a"
+    canned.answer(f"{{{nothing}}}")
     with pytest.raises(ScanError, match="needs an endpoint that reports consumed capacity"):
         sequential_scan(dataclasses.replace(engine.scan(), pace=Pace(500)))
 
@@ -254,11 +282,13 @@ def test_capacity_that_one_page_does_not_report_is_not_zero(canned: Canned, main
 # --- What can be asked for, on a real engine
 
 
-def test_a_filter_keeps_what_matches_and_costs_the_same(real: Engine, main: Main) -> None:
+def test_a_filter_keeps_what_matches_and_costs_the_same(
+    real: Engine, metrics_of: MetricsOf
+) -> None:
     squad = ("--filter-expression", "game_mode = :mode",
              "--expression-attribute-values", '{":mode": {"S": "squad"}}')  # fmt: skip
-    for script, rcu in ((sequential, 50), (parallel, 51)):
-        metrics = main(script, real, *squad)
+    for script, rcu in (("sequential_scan", 50), ("parallel_scan", 51)):
+        metrics = metrics_of(script, *squad, at=real)
         assert metrics["items"] == sum(item["game_mode"]["S"] == "squad" for item in lab_items())
         assert metrics["scanned"] == ITEMS
         assert metrics["consumed_rcu"] == rcu
@@ -266,138 +296,19 @@ def test_a_filter_keeps_what_matches_and_costs_the_same(real: Engine, main: Main
 
 def test_a_projection_brings_only_what_it_names(real: Engine) -> None:
     names = {"#id": "player_id"}
+    found: list[str] = []
     scan = real.scan(list, ProjectionExpression="#id, score", ExpressionAttributeNames=names)
-    found = items_of(scan)
+    sequential_scan(scan, found.extend)
     assert len(found) == ITEMS
-    assert all(item.keys() == {"player_id", "score"} for item in found)
+    assert all(json.loads(text).keys() == {"player_id", "score"} for text in found)
 
 
-def test_an_index_is_scanned_instead_of_its_table(real: Engine, main: Main) -> None:
-    assert main(sequential, real, "--index-name", "game-mode-index")["items"] == ITEMS
+def test_an_index_is_scanned_instead_of_its_table(real: Engine, metrics_of: MetricsOf) -> None:
+    of_index = metrics_of("sequential_scan", "--index-name", "game-mode-index", at=real)
+    assert of_index["items"] == ITEMS
     found: list[Key] = []
     parallel_scan(real.scan(IndexName="game-mode-index", Limit=300), 3, collect=found.extend)
     assert are_all(found)
-
-
-# --- An item is its JSON text
-
-
-def items_of(scan: Scan) -> list[Any]:
-    """What a sequential scan finds whose each_page is `list`."""
-    texts: list[str] = []
-    sequential_scan(scan, texts.extend)
-    return [json.loads(text) for text in texts]
-
-
-@pytest.fixture(params=["hooked", "unhooked"])
-def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """With the hook, and as if botocore did not call it."""
-    if request.param == "unhooked":
-        monkeypatch.setattr(common, "keep_body", lambda **_: None)
-        common.new_client.cache_clear()
-    yield
-    common.new_client.cache_clear()
-
-
-@pytest.mark.usefixtures("either_way")
-def test_items_of_every_type_are_what_botocore_parses(engine_client: DynamoDBClient) -> None:
-    second = {**EVERY_TYPE, "game_id": {"S": "second"}}
-    with loaded(engine_client, [EVERY_TYPE, second]) as engine:
-        pages = scan_pages(engine_client, engine.table)
-        found = items_of(engine.scan(list, Limit=1))
-    assert found == as_json([item for page in pages for item in page["Items"]])
-    assert len(found) == 2
-
-
-@pytest.mark.usefixtures("either_way")
-def test_count_brings_no_item(engine: Engine) -> None:
-    found: list[Key] = []
-    metrics = parallel_scan(engine.scan(Select="COUNT"), collect=found.extend)
-    assert found == []
-    assert metrics.items == ITEMS
-    assert metrics.consumed_rcu == 51
-
-
-@pytest.mark.usefixtures("either_way")
-def test_a_binary_key_is_followed_and_a_value_filters(binary_key: Engine, main: Main) -> None:
-    (page,) = scan_pages(client_of(binary_key.endpoint_url), binary_key.table)
-    assert items_of(binary_key.scan(list, Limit=7)) == as_json(page["Items"])
-    one = main(parallel, binary_key, "--page-size", "4", "--filter-expression", "#raw = :raw",
-               "--expression-attribute-names", '{"#raw": "B"}',
-               "--expression-attribute-values", '{":raw": {"B": "/gEA"}}')  # fmt: skip
-    assert one["items"] == 1
-    assert one["scanned"] == 30
-
-
-def test_botocores_parser_is_given_no_item(
-    lab: Lab, real: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    parse = botocore.parsers.ResponseParser.parse
-    bodies: list[bytes] = []
-
-    def watched(self: Any, response: Json, shape: Any) -> Any:
-        if shape.name == "ScanOutput":
-            bodies.append(response["body"])
-        return parse(self, response, shape)
-
-    monkeypatch.setattr(botocore.parsers.ResponseParser, "parse", watched)
-    pages = sequential_scan(real.scan(Limit=400)).pages
-    pages += parallel_scan(Engine(lab.endpoint_url).scan(Limit=400)).pages
-    assert len(bodies) == pages
-    assert not any(b"player" in body for body in bodies)
-    client_of(lab.endpoint_url).scan(TableName="GameLeaderboard")
-    assert b"player" in bodies[-1]  # as it is in plain boto3
-
-
-plain_client = functools.cache(client_of)
-COUNTS = '"Count":2,"ScannedCount":2'
-
-
-@settings(deadline=None, max_examples=50)
-@given(answer=answers())
-@example(answer=f'{{"Items":[{{"a":{{"S":"}}]"}}}},{{"]}}":{{"S":"\\\\"}}}}],{COUNTS}}}')
-@example(answer=f' {{{COUNTS} ,\r\n"Items" :\n [ {{"a":{{"S":"1"}} }}\n\t,\r\n {{ }}\n ]\n}} \n')
-@example(answer=f'{{{COUNTS},"Items":[{{"Items":{{"S":"\\"Items\\":[{{\\"b\\""}}}},{{}}]}}')
-@example(answer=f'{{"Items":[{{"😀":{{"S":"\\uD83D\\uDE00\\u0022}}"}}}},{{}}],{COUNTS}}}')
-@example(answer='{"Items" : [ ], "Count": 0, "ScannedCount": 2}')
-@example(answer=f'{{"Items":[{{}},{{}}],{COUNTS},"LastEvaluatedKey":{{"BS":{{"S":"BS"}}}}}}')
-def test_the_form_of_an_answer_makes_no_difference(canned: Canned, answer: str) -> None:
-    scan = canned.answer(answer).scan()
-    page = common.fetch(scan.connection, scan.request, list)
-    plain = plain_client(canned.endpoint_url).scan(TableName="GameLeaderboard")
-    assert [json.loads(text) for text in page.result] == as_json(plain["Items"])
-    assert (page.last_evaluated_key or None) == plain.get("LastEvaluatedKey")
-    assert json_lines(page.result).count(b"\n") == page.items
-
-
-ONE = '{"a":{"S":"1"}}'
-WRONG = [
-    f'"Items":[{ONE},{ONE}],"Count":3}}',
-    f'"Items":[{ONE},{ONE}],"Count":1}}',
-    '"Items":[],"Count":2}',
-    '"Items":null,"Count":2}',
-    '"Count":2}',
-    f'"Items":[{ONE},2],"Count":2}}',
-    f'"Items":[{ONE}]}}',
-    f'"Count":1,"Items":[{ONE}',
-    f'"Count":1,"Items":[{ONE},',
-    f'"Count":1,"Items":[{ONE}]',
-    f'"Count":2,"Items":[{ONE},{{"a"',
-]
-
-
-@pytest.mark.parametrize("rest", WRONG)
-def test_other_than_count_items_are_an_error(canned: Canned, rest: str) -> None:
-    scan = canned.answer(f'{{"ScannedCount":2,{rest}').scan()
-    with pytest.raises(ScanError, match="does not answer as DynamoDB does"):
-        sequential_scan(scan)
-
-
-def test_what_each_page_raises_is_not_the_endpoints_fault(lab: Lab) -> None:
-    scan = Engine(lab.endpoint_url).scan(lambda texts: int(texts[0]))
-    for run in (sequential_scan, parallel_scan):
-        with pytest.raises(ValueError, match="invalid literal for int"):
-            run(scan)
 
 
 # --- Elsewhere
