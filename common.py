@@ -193,7 +193,7 @@ def new_client(connection: Connection, process: int) -> Any:
     session = boto3.Session(profile_name=connection.profile, region_name=connection.region)
     client = session.client("dynamodb", endpoint_url=connection.endpoint_url, config=config)
     client.meta.events.register("before-parse.dynamodb.Scan", keep_body)
-    client.meta.events.register_first("needs-retry.dynamodb.Scan", raise_throttled)
+    client.meta.events.register("needs-retry.dynamodb.Scan", raise_throttled)
     return client
 
 
@@ -465,15 +465,15 @@ def status_of(main: Callable[[], int]) -> int:
 
 
 def handle_signals(handler: Any) -> None:
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, signal.SIGINT)  # Windows has no SIGHUP
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGALRM"):
+        number = getattr(signal, name, signal.SIGINT)  # Windows has the first two
         if signal.getsignal(number) is not signal.SIG_IGN:  # as it is under nohup
             signal.signal(number, handler)
 
 
 def interrupt(*_: object) -> None:
     """A signal's handler. Another one would cut off the report; an alarm does, if that is stuck."""
-    handle_signals(signal.SIG_IGN)
+    handle_signals(lambda *_: None)  # SIG_IGN would complain of a signal that is on its way
     if sys.platform != "win32":
         signal.signal(signal.SIGALRM, interrupt)
         signal.alarm(1)

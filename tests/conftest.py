@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import boto3
 import botocore.endpoint
 import pytest
-from canned import Canned, canned_answers
+from canned import EMPTY_PAGE, Canned, canned_answers
 from engines import Engine, client_of, dynalite, load, loaded, wait_for, wait_until_active
 from items import ITEMS, instant, lab_items
 from local_dynamodb import HIDDEN, Lab, serve, settings_for_aws
@@ -122,9 +122,17 @@ def lab() -> Iterator[Lab]:
 
 
 @pytest.fixture(scope="session")
-def canned() -> Iterator[Canned]:
+def canned_server() -> Iterator[Canned]:
     with canned_answers() as server:
         yield server
+
+
+@pytest.fixture
+def canned(canned_server: Canned) -> Canned:
+    """An endpoint that answers as it is told, and until then with an empty table."""
+    canned_server.answer(EMPTY_PAGE)
+    canned_server.describing = int
+    return canned_server
 
 
 @pytest.fixture(scope="session", params=["lab", "dynalite", *(["other"] if OTHER else [])])

@@ -67,6 +67,7 @@ TABLE_ARN = f"arn:aws:dynamodb:us-east-1:000000000000:table/{TABLE_NAME}"
 KEYS = ("player_id", "game_id")
 CREATED = 1_735_689_600  # 2025-01-01
 GAMES_PER_PLAYER = 25
+WRITE_CAPACITY = 5  # of the table at the start
 MB = 1024 * 1024
 FAULTS = ("throttle", "500", "reset", "truncated", "bad-crc")
 
@@ -80,16 +81,14 @@ class Settings:
     """What the lab models; the command line's options of the same names.
 
     `script` is for tests: called with a Scan's ordinal (valid Scans, from 0) and its parameters, it
-    names the fault to answer with, or None. Beyond FAULTS it may say "not-json" (a proxy's HTML
-    page), "expired-token", "hang" (no answer until the server stops) or "deleted" (the table is
-    gone from then on).
+    names the fault to answer with, or None. Beyond FAULTS it may say "hang" (no answer until the
+    server stops).
     """
 
     items: int = 20_000
     latency_ms: float = 10.0
     ms_per_mb: float = 100.0
     read_capacity: int = 5
-    write_capacity: int = 5
     burst_seconds: float = 300.0
     update_seconds: float = 1.5
     fault_rate: float = 0.0
@@ -320,7 +319,7 @@ class Answer(NamedTuple):
     """What goes back: the body in parts, and the seconds the model says it takes."""
 
     parts: tuple[bytes | memoryview, ...]
-    crc: int | None = None
+    crc: int = 0
     status: int = 200
     seconds: float = 0.0
     fault: str | None = None
@@ -337,7 +336,6 @@ NAMESPACES = {
     "ValidationException": "com.amazon.coral.validate",
     "UnknownOperationException": "com.amazon.coral.service",
     "SerializationException": "com.amazon.coral.service",
-    "ExpiredTokenException": "com.amazon.coral.service",
 }
 
 
@@ -368,18 +366,6 @@ def throttled() -> Refusal:
     )
     name = "ProvisionedThroughputExceededException"
     return Refusal(name, message, ThrottlingReasons=[reason])
-
-
-def refused_by(fault: str | None) -> Refusal | None:
-    """The error that a fault answers with, None if the page is read."""
-    if fault == "throttle":
-        return throttled()
-    if fault == "500":
-        return Refusal("InternalServerError", "Internal server error", 500)
-    if fault == "expired-token":
-        message = "The security token included in the request is expired"
-        return Refusal("ExpiredTokenException", message)
-    return not_found() if fault == "deleted" else None
 
 
 def whole_number(params: Params, name: str, low: int, high: int = 2**63 - 1) -> int | None:
@@ -462,11 +448,9 @@ class Lab:
         self.requests: list[dict[str, Any]] = []  # the request log, one dict a request
         self.table = game_table(settings.items)
         on_demand = settings.read_capacity == 0
-        self.capacity = (settings.read_capacity, 0 if on_demand else settings.write_capacity)
+        self.capacity = (settings.read_capacity, 0 if on_demand else WRITE_CAPACITY)
         self.bucket = Bucket(settings.read_capacity, settings.burst_seconds, clock)
         self.update: tuple[float, tuple[int, int]] | None = None  # when done, and what to
-        self.decreases = 0
-        self.deleted = False
         self.scans = count()
         self.chance = random.Random(settings.seed)
         self.lock = threading.RLock()
@@ -517,7 +501,7 @@ class Lab:
             message = f"The local lab knows DescribeTable, UpdateTable and Scan, not {operation!r}"
             raise Refusal("UnknownOperationException", message)
         name = params.get("TableName")
-        if name != TABLE_NAME or self.deleted:
+        if name != TABLE_NAME:
             raise not_found(f": Table: {name} not found")
         self.finish_update()
         if operation == "DescribeTable":
@@ -538,7 +522,7 @@ class Lab:
                 {"AttributeName": KEYS[1], "KeyType": "RANGE"},
             ],
             "ProvisionedThroughput": {
-                "NumberOfDecreasesToday": self.decreases,
+                "NumberOfDecreasesToday": 0,
                 "ReadCapacityUnits": read,
                 "WriteCapacityUnits": write,
             },
@@ -576,7 +560,6 @@ class Lab:
     def finish_update(self) -> None:
         if self.update and self.clock() >= self.update[0]:
             done, capacity = self.update
-            self.decreases += capacity[0] < self.capacity[0] or capacity[1] < self.capacity[1]
             self.update = None
             self.capacity = capacity
             self.bucket.change_rate(capacity[0], done)
@@ -586,17 +569,17 @@ class Lab:
     def scan(self, params: Params) -> Answer:
         """Read a page: checked, then refused or admitted, then paid and put into the log."""
         with self.lock:
-            if params.get("TableName") != TABLE_NAME or self.deleted:
+            if params.get("TableName") != TABLE_NAME:
                 raise not_found()
             page, rcu, select, capacity = self.read(params)
             fault = self.fault(params)
-            if refusal := refused_by(fault):
-                self.deleted = fault == "deleted"
-                raise refusal
-            if fault in ("hang", "not-json"):
+            if fault == "throttle":
+                raise throttled()
+            if fault == "500":
+                raise Refusal("InternalServerError", "Internal server error", 500)
+            if fault == "hang":
                 self.log("Scan", params, outcome=fault)
-                html = (b"<html><body>Bad gateway</body></html>",)
-                return Answer(html, seconds=self.settings.latency_ms / 1000, fault=fault)
+                return Answer((), fault=fault)
             self.finish_update()
             if self.capacity[0] and not self.bucket.take(rcu):
                 raise throttled()
@@ -702,16 +685,14 @@ class Connection(socketserver.StreamRequestHandler):
 
     def wire(self, answer: Answer) -> list[bytes | memoryview]:
         """The response's bytes: the head goes out together with the first part of the body."""
-        kind = "text/html" if answer.crc is None else "application/x-amz-json-1.0"
         reason = {200: "OK", 400: "Bad Request"}.get(answer.status, "Internal Server Error")
         head = [
             f"HTTP/1.1 {answer.status} {reason}",
             f"x-amzn-RequestId: LOCAL{next(self.server.ids):047d}",
-            f"Content-Type: {kind}",
+            "Content-Type: application/x-amz-json-1.0",
             f"Content-Length: {answer.length()}",
+            f"x-amz-crc32: {answer.crc ^ (answer.fault == 'bad-crc')}",
         ]
-        if answer.crc is not None:
-            head.append(f"x-amz-crc32: {answer.crc ^ (answer.fault == 'bad-crc')}")
         first, *rest = answer.parts
         return [("\r\n".join(head) + "\r\n\r\n").encode() + bytes(first), *rest]
 
@@ -870,7 +851,6 @@ NUMBERS = {
     "latency-ms": (0, MANY, "the fixed part of an answer's time"),
     "ms-per-mb": (0, MANY, "the time to read 1 MB of items"),
     "read-capacity": (0, MANY, "RCU a second; 0: on demand"),
-    "write-capacity": (1, MANY, "WCU a second"),
     "burst-seconds": (1, MANY, "seconds of unused capacity that are kept"),
     "update-seconds": (0, MANY, "how long UpdateTable takes"),
     "fault-rate": (0, 1, "probability that a Scan meets a fault"),

@@ -107,7 +107,9 @@ plain_client = functools.cache(client_of)
 COUNTS = '"Count":2,"ScannedCount":2'
 
 
-@settings(deadline=None, max_examples=50)
+@settings(
+    deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(answer=answers())
 @example(answer=f'{{"Items":[{{"a":{{"S":"}}]"}}}},{{"]}}":{{"S":"\\\\"}}}}],{COUNTS}}}')
 @example(answer=f' {{{COUNTS} ,\r\n"Items" :\n [ {{"a":{{"S":"1"}} }}\n\t,\r\n {{ }}\n ]\n}} \n')

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from campaign import campaign
+from canned import Answer, Canned, refusal
 from engines import Engine
 from items import are_of, instant, is_whole, outcomes, scans_of
 from local_dynamodb import FAULTS, Lab, serve
@@ -30,15 +30,15 @@ ERRORS = {  # for a fault that meets every attempt
     "truncated": "crc32|IncompleteRead",
     "bad-crc": "crc32",
     "hang": "Read timeout",
-    "not-json": "does not answer as DynamoDB does",
-    "expired-token": "ExpiredTokenException",
-    "deleted": "ResourceNotFoundException",
 }
-
-
-def from_sixth_page(fault: str) -> AbstractContextManager[Lab]:
-    """A lab with ten pages of 20 items, from the sixth of which on there is only this fault."""
-    return serve(instant(ITEMS, script=lambda n, _: fault if n >= 5 else None))
+PAGE = """{"Items": [{"a": {"S": "player_1"}}], "Count": 1, "ScannedCount": 1,
+          "LastEvaluatedKey": {"a": {"S": "player_1"}}}"""
+REFUSALS = [  # what may come after five pages, the error, and its hint
+    (refusal("ExpiredTokenException", "it is expired"), "(ExpiredTokenException)", "renew"),
+    (refusal("ResourceNotFoundException"), "(ResourceNotFoundException)", "is it there"),
+    ((200, b"<html>Bad gateway</html>"), "does not answer as DynamoDB does", "network"),
+    ((502, b"<html>Bad gateway</html>"), "(502)", "network"),
+]
 
 
 def scan_of(lab: Lab) -> Scan:
@@ -109,43 +109,46 @@ def test_what_does_not_pass_ends_in_an_error_not_in_a_shorter_table(
         return Config(**{**options, "read_timeout": 0.1 if fault == "hang" else 10})
 
     monkeypatch.setattr(common, "Config", impatient)
-    with from_sixth_page(fault) as lab, pytest.raises(FAILURES, match=ERRORS[fault]) as raised:
+    from_sixth_page = instant(ITEMS, script=lambda n, _: fault if n >= 5 else None)
+    with serve(from_sixth_page) as lab, pytest.raises(FAILURES, match=ERRORS[fault]) as raised:
         run_scan(way, scan_of(lab), [])
     assert "player_" not in str(raised.value)
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize(
-    ("fault", "hint"), [("expired-token", "renew"), ("deleted", "is it there")]
-)
+@pytest.mark.parametrize(("refused", "error", "hint"), REFUSALS)
 @pytest.mark.usefixtures("anew")
 def test_errors_are_one_line_and_a_hint_and_no_secret(
+    canned: Canned,
     invoke: Callable[..., Ended],
     monkeypatch: pytest.MonkeyPatch,
     *,
     way: str,
-    fault: str,
+    refused: Answer,
+    error: str,
     hint: str,
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "AKEYNOBODYSEES")
     monkeypatch.setenv("AWS_SESSION_TOKEN", "ATOKENNOBODYSEES")
-    with from_sixth_page(fault) as lab:
-        ended = invoke(way, "--page-size", "20", "--save", "-", at=lab)
-    lines = ended.stderr.splitlines()
+    ended = invoke(way, "--save", "-", at=canned.answer(*[PAGE] * 5, refused))
+    errors, hints = ended.stderr.splitlines()
     assert ended.returncode == 1
-    assert [line.partition(" ")[0] for line in lines] == ["error:", "hint:"]
-    assert hint in lines[1]
+    assert errors.startswith("error: ")
+    assert error in errors
+    assert hints.startswith("hint: ")
+    assert hint in hints
     assert "NOBODYSEES" not in ended.stdout + ended.stderr
     assert "player_" not in ended.stderr
 
 
+@pytest.mark.usefixtures("hurried")
 def test_a_scan_that_failed_may_be_run_again() -> None:
-    faults = iter(["expired-token"])
+    faults = iter(["500"] * 8)
     lines: list[bytes] = []
     with serve(instant(ITEMS, script=lambda n, _: next(faults, None))) as lab:
         scan = dataclasses.replace(scan_of(lab), pace=Pace(1000))
         with pytest.raises(ClientError):
-            run_scan("parallel_scan", scan, [])
+            run_scan("sequential_scan", scan, [])
         metrics = run_scan("parallel_scan", scan, lines)
     assert metrics.complete
     assert is_whole(b"".join(lines), ITEMS)

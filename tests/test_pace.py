@@ -273,6 +273,19 @@ def test_what_a_page_cost_has_to_be_known() -> None:
     assert pace.set_aside == 0
 
 
+def test_an_engine_may_say_that_a_page_cost_nothing() -> None:
+    pace = Pace(5, sleep=no_sleep)
+    pace.pay(Page(pages=1, scanned=10, consumed_rcu=0.0))
+    with pace.turn(REQUEST) as admitted:
+        assert admitted["Limit"] > 0
+
+
+@pytest.mark.parametrize(("rate", "items"), [(1, 1), (100, 20), (1000, 200)])
+def test_before_the_size_of_items_is_known_a_page_has_few(rate: int, items: int) -> None:
+    with Pace(rate).turn(REQUEST) as admitted:
+        assert admitted["Limit"] <= items
+
+
 def test_a_scan_that_failed_may_be_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
     scan = Scan(Connection(), REQUEST, Pace(1, sleep=no_sleep))
     monkeypatch.setattr(common, "fetch", mock.Mock(side_effect=[ScanError("once"), Page(pages=1)]))

@@ -206,7 +206,7 @@ def test_an_error_leaves_the_file_as_it_was(
     file = tmp_path / "items"
     if before:
         file.write_text(before)
-    with serve(instant(ITEMS, script=lambda n, _: "expired-token" if n >= 5 else None)) as failing:
+    with serve(instant(ITEMS, script=lambda n, _: "500" if n >= 5 else None)) as failing:
         ended = save(file, way, failing)
     assert (ended.returncode, ended.stdout) == (1, "")
     assert names_in(tmp_path) == (["items"] if before else [])

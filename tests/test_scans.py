@@ -33,7 +33,7 @@ from items import (
 )
 from local_dynamodb import Lab, item_size, serve
 
-from common import Json, Pace, Page, ScanError, SegmentMetrics
+from common import Connection, Json, Pace, Page, ScanError, SegmentMetrics
 from parallel_scan import parallel_scan
 from sequential_scan import sequential_scan
 
@@ -211,6 +211,20 @@ def test_a_segments_time_has_its_waits_in_it_and_being_refused_is_waiting() -> N
     assert segment.pages == 3
 
 
+def test_connecting_is_measured_apart(canned: Canned, monkeypatch: pytest.MonkeyPatch) -> None:
+    def burn() -> None:
+        end = time.process_time() + 0.2
+        while time.process_time() < end:
+            pass
+
+    scan = canned.answer(EMPTY_PAGE).scan()
+    monkeypatch.setattr(canned, "describing", burn)
+    for metrics in (sequential_scan(scan), parallel_scan(scan, 2)):
+        assert metrics.connect_seconds > 0.2
+        assert metrics.seconds < metrics.connect_seconds
+        assert 0 < metrics.cpu_seconds < 0.2
+
+
 def test_what_the_server_refused_for_a_time_is_a_wait() -> None:
     with serve(instant(400, read_capacity=10, burst_seconds=0.1)) as lab:
         metrics = sequential_scan(Engine(lab.endpoint_url).scan(Limit=201))
@@ -344,6 +358,18 @@ def test_pages_fetched_elsewhere_are_counted_as_the_server_does(executor: Execut
         are_of(dataclasses.asdict(each), [line for line in log if line["segment"] == each.segment])
     assert metrics.throttled_requests > 0
     assert metrics.retried_requests > 0
+
+
+def client_id(connection: Connection) -> int:
+    with connection.client() as client:
+        return id(client)
+
+
+def test_a_forked_process_has_a_client_of_its_own(lab: Lab) -> None:
+    connection = Engine(lab.endpoint_url).scan().connection
+    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
+        assert client_id(connection) == client_id(connection)
+        assert pool.submit(client_id, connection).result() != client_id(connection)
 
 
 def test_errors_come_back_from_elsewhere(executor: Executor, lab: Lab, canned: Canned) -> None:

@@ -19,12 +19,6 @@ SCRIPTS = ("sequential_scan", "parallel_scan", "compare")
 Invoke = Callable[..., Ended]
 
 
-@pytest.fixture
-def at(canned: Canned) -> Engine:
-    """An empty table."""
-    return canned.answer(EMPTY_PAGE)
-
-
 def check(ended: Ended, status: int, error: str, hint: str = "") -> None:
     """Nothing on standard output, and at the end of the other one error line and one hint line,
     which say so; without `hint`, no hint at all."""
@@ -55,6 +49,7 @@ EVERYWHERE = [
     ("--select SPECIFIC_ATTRIBUTES", "argument --select: invalid choice"),
     (f"{NAMES} {{", f"argument {NAMES}: invalid"),
     (f'{VALUES} {{":n":{{"B":"YWJj!"}}}}', f"argument {VALUES}: invalid"),
+    (f'{VALUES} {{":n":{{"BS":["YWJj"]}}}}', f"argument {VALUES}: invalid"),
     ("--table NAME", "unrecognized arguments: --table NAME"),
     ("--page-size 0", "parameter Limit, value: 0, valid min value: 1"),
     (f"{NAMES} []", "Invalid type for parameter ExpressionAttributeNames, value: []"),
@@ -77,8 +72,8 @@ WRONG_FLAGS = [(SCRIPTS[n % 3], *case) for n, case in enumerate(EVERYWHERE)] + O
 
 
 @pytest.mark.parametrize(("script", "flags", "error"), WRONG_FLAGS)
-def test_wrong_flags(invoke: Invoke, at: Engine, script: str, flags: str, error: str) -> None:
-    check(invoke(script, *flags.split(), at=None if "table" in flags else at), 2, error)
+def test_wrong_flags(invoke: Invoke, canned: Canned, script: str, flags: str, error: str) -> None:
+    check(invoke(script, *flags.split(), at=canned), 2, error)
 
 
 WRONG_CONNECTIONS = [
@@ -129,10 +124,10 @@ def test_wrong_settings(
 
 @pytest.mark.usefixtures("anew")
 def test_certificates_that_are_not_there(
-    invoke: Invoke, monkeypatch: pytest.MonkeyPatch, at: Engine
+    invoke: Invoke, monkeypatch: pytest.MonkeyPatch, canned: Canned
 ) -> None:
     monkeypatch.setenv("AWS_CA_BUNDLE", MISSING)
-    https_url = at.endpoint_url.replace("http:", "https:")
+    https_url = canned.endpoint_url.replace("http:", "https:")
     ended = invoke("sequential_scan", "--endpoint-url", https_url)
     check(ended, 1, f"SSL validation failed for {https_url}/ [Errno 2] No such file", "network")
 
@@ -140,10 +135,10 @@ def test_certificates_that_are_not_there(
 # --- Files and streams
 
 
-def redirected(at: Engine, script: str, redirection: str) -> Ended:
+def redirected(canned: Canned, script: str, redirection: str) -> Ended:
     """Run a script as a shell does, with such a redirection, on an empty table."""
     command = [f'exec "$0" "$1" {redirection}', sys.executable, f"{BUNDLE}/{script}.py"]
-    env = environment(at.endpoint_url)
+    env = environment(canned.endpoint_url)
     return subprocess.run(
         ["sh", "-c", *command], env=env, capture_output=True, text=True, check=False
     )
@@ -156,18 +151,18 @@ def redirected(at: Engine, script: str, redirection: str) -> Ended:
         (">&-", "standard output or standard error is closed"),
     ],
 )
-def test_a_full_or_closed_standard_output(at: Engine, redirection: str, error: str) -> None:
-    check(redirected(at, "compare", redirection), 1, error)
+def test_a_full_or_closed_standard_output(canned: Canned, redirection: str, error: str) -> None:
+    check(redirected(canned, "compare", redirection), 1, error)
 
 
-def test_a_closed_standard_error_ends_a_script_before_it_reads(at: Engine, canned: Canned) -> None:
-    ended = redirected(at, "compare", "2>&-")
+def test_a_closed_standard_error_ends_a_script_before_it_reads(canned: Canned) -> None:
+    ended = redirected(canned, "compare", "2>&-")
     assert (ended.returncode, ended.stdout, canned.operations) == (1, "", [])
 
 
-def test_a_timeline_prints_in_ascii_and_settings_of_retries_do_no_harm(at: Engine) -> None:
+def test_a_timeline_prints_in_ascii_and_settings_of_retries_do_no_harm(canned: Canned) -> None:
     env = {"PYTHONIOENCODING": "ascii", "AWS_RETRY_MODE": "nonsense", "AWS_MAX_ATTEMPTS": "x"}
-    ended = run(at.endpoint_url, "parallel_scan.py", **env)
+    ended = run(canned.endpoint_url, "parallel_scan.py", **env)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert re.search(r"\nsegment 3 \| *\?+\n", ended.stdout)
 
