@@ -22,14 +22,13 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -112,72 +111,62 @@ def wait_for_handlers(pid: int) -> None:
     raise TimeoutError(f"process {pid} has installed no handler")
 
 
-def drain(stream: IO[bytes] | None, into: list[bytes]) -> threading.Thread:
-    """Read a stream to its end, in a thread."""
-
-    def read() -> None:
-        into.append(stream.read() if stream else b"")
-
-    thread = threading.Thread(target=read, daemon=True)
-    thread.start()
-    return thread
+@contextlib.contextmanager
+def surroundings(name: str) -> Iterator[Path]:
+    """A folder with the FILE that exists, and the FIFO."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as held:
+        path = Path(folder)
+        (path / "items").write_text(BEFORE)
+        os.mkfifo(path / "fifo")
+        if name == "FIFO not read":
+            held.callback(os.close, os.open(path / "fifo", os.O_RDWR))  # a reader that never reads
+        yield path
 
 
 def interrupted(name: str, script: str, number: int, moment: float, url: str) -> Ended:
     """Start a script in a situation, send it the signal at that moment, and see how it ends."""
     situation = SITUATIONS[name]
-    with contextlib.ExitStack() as held:
-        folder = Path(held.enter_context(tempfile.TemporaryDirectory()))
-        file = folder / "items"
-        fifo = folder / "fifo"
-        file.write_text(BEFORE)
-        os.mkfifo(fifo)
-        if name == "FIFO not read":
-            held.callback(os.close, os.open(fifo, os.O_RDWR))  # a reader, which does not read
-        flags = situation.flags.replace("FILE", str(file)).replace("FIFO", str(fifo)).split()
-        process = held.enter_context(
-            subprocess.Popen(
-                [sys.executable, BUNDLE / script, "--page-size", "20", *flags],
-                env=environment(url),
-                stdout=subprocess.PIPE,
-                # Where output is not read, both go into the same pipe, as with 2>&1 | less.
-                stderr=subprocess.PIPE if situation.output_is_read else subprocess.STDOUT,
-            )
+    with surroundings(name) as folder, tempfile.TemporaryFile() as said:
+        flags = situation.flags.replace("FILE", f"{folder}/items").replace("FIFO", f"{folder}/fifo")
+        process = subprocess.Popen(
+            [sys.executable, BUNDLE / script, "--page-size", "20", *flags.split()],
+            env=environment(url),
+            # What is not read is one pipe for both, as with 2>&1 | less.
+            stdout=said if situation.output_is_read else subprocess.PIPE,
+            stderr=subprocess.STDOUT,
         )
-        held.callback(process.kill)
-        out: list[bytes] = []
-        err: list[bytes] = []
-        readers = []
-        if situation.output_is_read:
-            readers = [drain(process.stdout, out), drain(process.stderr, err)]
-        elif process.stdout:
-            fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
-        wait_for_handlers(process.pid)
-        time.sleep(moment)
-        was_over = process.poll() is not None
-        sent = time.monotonic()
-        process.send_signal(number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(LIMIT * 5)
-        seconds = time.monotonic() - sent
-        process.kill()
-        if not readers:
-            readers = [drain(process.stdout, err)]
-        for reader in readers:
-            reader.join()
-        said = b"".join([*out, *err]).decode(errors="replace")
-        status = process.wait()
-        complete = status == 0 and (was_over or "Total execution time" in said)
-        left = sorted(each.name for each in folder.iterdir())
-        wrongs = {
-            f"status {status}": status != 130 and not complete,
-            "too late": seconds > LIMIT,
-            f"said {said[-2000:]}": "Traceback" in said or "Exception" in said,
-            "FILE is not as before": file.read_text() != BEFORE,
-            f"left {left}": left != ["fifo", "items"],
-        }
-        wrong = "; ".join(words for words, is_so in wrongs.items() if is_so)
-        return Ended(name, script, status, seconds, wrong)
+        try:
+            if process.stdout:
+                fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
+            wait_for_handlers(process.pid)
+            time.sleep(moment)
+            sent = time.monotonic()
+            process.send_signal(number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(LIMIT * 5)
+            seconds = time.monotonic() - sent
+        finally:
+            process.kill()
+            unread, _ = process.communicate()
+        said.seek(0)
+        text = (said.read() + (unread or b"")).decode(errors="replace")
+        wrong = "; ".join(wrongs(process.returncode, seconds, text, folder))
+        return Ended(name, script, process.returncode, seconds, wrong)
+
+
+def wrongs(status: int, seconds: float, text: str, folder: Path) -> Iterator[str]:
+    """What is not as it ought to be."""
+    left = sorted(each.name for each in folder.iterdir())
+    if status != 130 and not (status == 0 and "Total execution time" in text):
+        yield f"status {status}"
+    if seconds > LIMIT:
+        yield "too late"
+    if "Traceback" in text or "Exception" in text:
+        yield f"said {text[-2000:]}"
+    if left != ["fifo", "items"]:
+        yield f"left {left}"
+    if (folder / "items").read_text() != BEFORE:
+        yield "FILE is not as before"
 
 
 def campaign(signals: int, seed: int = 0) -> list[Ended]:

@@ -378,6 +378,13 @@ def test_json_is_the_servers_own_account(invoke: Invoke, lab: Lab) -> None:
         assert len(result["runs"]) == 2
 
 
+def test_a_table_without_a_billing_mode_is_provisioned(invoke: Invoke) -> None:
+    with serve(instant(100, read_capacity=7)) as provisioned:
+        answer = json.loads(invoke("compare", "--output", "json", at=provisioned).stdout)
+    assert answer["table"]["read_capacity"] == 7
+    assert answer["table"]["billing_mode"] == "PROVISIONED"
+
+
 def test_the_result_is_on_standard_output_and_the_cost_is_not(invoke: Invoke, lab: Lab) -> None:
     flags = ("--total-segments", "2", "4", "8", "16", "--runs", "2")
     ended = invoke("compare", *flags, at=lab)

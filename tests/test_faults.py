@@ -106,6 +106,7 @@ def test_what_does_not_pass_ends_in_an_error_not_in_a_shorter_table(
     monkeypatch: pytest.MonkeyPatch, fault: str, way: str
 ) -> None:
     def impatient(**options: Any) -> Config:
+        assert options["read_timeout"] <= 10
         return Config(**{**options, "read_timeout": 0.1 if fault == "hang" else 10})
 
     monkeypatch.setattr(common, "Config", impatient)

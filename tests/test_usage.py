@@ -43,6 +43,7 @@ VALUES = "--expression-attribute-values"
 EVERYWHERE = [
     (f"--page-size {'1' * 5000}", "argument --page-size: invalid"),
     ("--max-rcu 0", "--max-rcu is a whole number from 1 to 1,000,000"),
+    ("--max-rcu 1000001", "--max-rcu is a whole number from 1 to 1,000,000"),
     (f"--max-rcu {'1' * 400}", "--max-rcu is a whole number from 1 to 1,000,000"),
     ("--max-rcu 2.5", "argument --max-rcu: invalid"),
     ("--output xml", "argument --output: invalid choice: 'xml'"),
@@ -187,6 +188,11 @@ def test_refusals(
     ended = invoke(script, at=canned.answer(refusal(code, message)))
     said = " ".join(message.split())
     check(ended, 1, f"An error occurred ({code}) when calling the Scan operation: {said}", hint)
+
+
+def test_of_a_long_message_the_beginning_is_enough(canned: Canned, invoke: Invoke) -> None:
+    ended = invoke("parallel_scan", at=canned.answer(refusal("Some", "on and on " * 1000)))
+    assert len(ended.stderr) == len("error: ") + 500 + len("\n")
 
 
 def test_a_refused_description_matters_only_to_the_comparison(

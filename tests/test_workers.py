@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import common
 from common import Connection, Json, Pace, Page, Scan, ScanError
-from parallel_scan import parallel_scan
+from parallel_scan import merged, parallel_scan
 
 LAYOUTS = st.lists(  # segments of pages, each with so many items, and refused so often before
     st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2)), min_size=1, max_size=6),
@@ -62,6 +62,15 @@ def test_any_layout_comes_whole_and_in_order(
         assert segment.pages == len(pages)
         assert segment.items == sum(items for items, _ in pages)
         assert segment.throttled_requests == sum(refusals for _, refusals in pages)
+
+
+def test_streams_are_taken_one_at_a_time() -> None:
+    def streams() -> Iterator[list[int]]:
+        for number in range(20):
+            time.sleep(0.005)  # meanwhile the others want one, too
+            yield [number]
+
+    assert sorted(merged(streams(), 4)) == list(range(20))
 
 
 # --- Workers that fail, and what becomes of the others
