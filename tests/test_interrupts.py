@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -75,7 +76,7 @@ class Running:
             out, err = self.process.communicate(timeout=30)
         finally:
             self.process.kill()
-        return self.process.returncode, out.decode(), err.decode()
+        return self.process.returncode, (out or b"").decode(), (err or b"").decode()
 
 
 def test_signals_at_random_moments_in_every_situation() -> None:
@@ -180,14 +181,14 @@ def test_signals_that_come_together_are_one_and_leave_time_for_the_report() -> N
     reported: list[str] = []
 
     def main() -> int:
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        for number in SIGNALS:
+            signal.pthread_kill(threading.get_ident(), number)  # it comes when it is let
         try:
-            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-            for number in SIGNALS:
-                os.kill(os.getpid(), number)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         except KeyboardInterrupt:
             for number in SIGNALS:
-                os.kill(os.getpid(), number)
+                signal.raise_signal(number)
             reported.append("the report")
         return 130
 
@@ -207,7 +208,7 @@ def test_a_report_that_nobody_reads_is_given_up(number: int) -> None:
         running = Running(lab.endpoint_url, "parallel_scan.py", stdout=writer, stderr=writer)
         running.until(lab, "ok", 3)
         running.signal(number)
-        assert running.process.wait(30) == 130
+        assert running.end()[0] == 130
     os.close(reader)
     os.close(writer)
 
@@ -221,7 +222,7 @@ def test_what_is_saved_ends_with_the_interrupt(tmp_path: Path) -> None:
         assert running.process.stderr
         said = running.process.stderr.readline()  # the report: nothing is written after it
         written = len(saved_items(file.read_bytes()))
-        assert running.process.wait(30) == 130
+        assert running.end()[0] == 130
     assert len(saved_items(file.read_bytes())) == written
     assert json.loads(said)["items"] - 20 <= written <= json.loads(said)["items"]
 

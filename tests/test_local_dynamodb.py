@@ -12,6 +12,8 @@ import subprocess
 import sys
 import time
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -30,6 +32,7 @@ from local_dynamodb import (
     item_size,
     serve,
 )
+from running import heeded_signals
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -525,17 +528,33 @@ def test_help_is_the_manual_and_fits_80_columns() -> None:
     assert str(local_dynamodb.__doc__) in shown
 
 
+@contextmanager
+def started(words: list[str]) -> Iterator[subprocess.Popen[str]]:
+    """A command under way, in a process group of its own, which is gone afterwards."""
+    with heeded_signals():
+        process = subprocess.Popen(
+            words,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
 def test_ctrl_c_is_the_commands_to_handle() -> None:
     patient = "import time\ntry:\n print('up', flush=True); time.sleep(60)\n"
     patient += "except KeyboardInterrupt:\n raise SystemExit(33)"
     words = [sys.executable, local_dynamodb.__file__, "--items", "100", "python", "-c", patient]
-    with subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
+    with started(words) as process:
         assert process.stdout and process.stdout.readline() == "up\n"
         os.killpg(process.pid, signal.SIGINT)  # what a terminal does
         assert process.communicate(timeout=30)[1] == ""
-    assert process.returncode == 33
+        assert process.returncode == 33
 
 
 def test_the_request_log_is_what_the_lab_remembers(tmp_path: Path) -> None:
@@ -557,7 +576,7 @@ def test_the_request_log_is_what_the_lab_remembers(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_without_a_command_it_serves_until_told_to_stop(number: signal.Signals) -> None:
     words = [sys.executable, local_dynamodb.__file__, "--items", "100"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+    with started(words) as process:
         assert process.stdout
         first = process.stdout.readline()
         url = first.removeprefix("export AWS_ENDPOINT_URL_DYNAMODB=").strip()

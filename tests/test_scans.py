@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import itertools
 import json
 import math
@@ -17,7 +18,6 @@ from pathlib import Path
 import pytest
 from botocore.exceptions import ClientError
 from canned import EMPTY_PAGE, Canned
-from distributed import Client, LocalCluster
 from engines import Engine
 from items import (
     ITEMS,
@@ -335,8 +335,9 @@ def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
         with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
             yield pool
     else:
+        dask_of = importlib.import_module("distributed")  # a second's worth: not in every process
         at = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": ":0"}
-        with LocalCluster(**at) as cluster, Client(cluster) as dask:
+        with dask_of.LocalCluster(**at) as cluster, dask_of.Client(cluster) as dask:
             yield dask.get_executor(pure=False)
 
 
