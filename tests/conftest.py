@@ -8,7 +8,6 @@ import json
 import os
 import signal
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,7 +18,16 @@ import boto3
 import botocore.endpoint
 import pytest
 from canned import EMPTY_PAGE, Canned, canned_answers
-from engines import Engine, client_of, dynalite, load, loaded, wait_for, wait_until_active
+from engines import (
+    Engine,
+    client_of,
+    dynalite,
+    load,
+    loaded,
+    unique,
+    wait_for,
+    wait_until_active,
+)
 from items import ITEMS, instant, lab_items
 from local_dynamodb import HIDDEN, Lab, serve, settings_for_aws
 from running import SIGNALS, Ended
@@ -101,7 +109,7 @@ def real(engine_client: DynamoDBClient) -> Iterator[Engine]:
 @pytest.fixture
 def binary_key(engine_client: DynamoDBClient) -> Engine:
     """A table in dynalite whose key is binary, and called B."""
-    name = f"BinaryKey-{time.monotonic_ns()}"
+    name = unique("BinaryKey")
     engine_client.create_table(
         TableName=name,
         AttributeDefinitions=[{"AttributeName": "B", "AttributeType": "B"}],

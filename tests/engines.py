@@ -109,6 +109,11 @@ def client_of(endpoint_url: str) -> DynamoDBClient:
     )
 
 
+def unique(name: str) -> str:
+    """A table's name that no other test uses, in whatever process."""
+    return f"{name}-{uuid.uuid4().hex[:8]}"
+
+
 def create_table(client: DynamoDBClient, name: str, index: bool = False) -> None:
     """Create the lab's table, 5 RCU / 5 WCU; `index` adds game-mode-index (game_mode, score)."""
     attributes: Any = [
@@ -196,7 +201,7 @@ class Engine:
 @contextmanager
 def loaded(client: DynamoDBClient, items: list[Json], index: bool = False) -> Iterator[Engine]:
     """A table of these items in a real engine, gone afterwards."""
-    name = f"Scans-{uuid.uuid4().hex[:8]}"
+    name = unique("Scans")
     create_table(client, name, index=index)
     load(client, name, items)
     yield Engine(client.meta.endpoint_url, name)

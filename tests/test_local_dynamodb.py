@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import local_dynamodb
 import pytest
-from engines import Engine, client_of, create_table, scan_pages
+from engines import Engine, client_of, create_table, scan_pages, unique
 from items import instant
 from local_dynamodb import (
     FAULTS,
@@ -151,7 +151,7 @@ def test_a_page_ends_with_the_item_that_reaches_1_mb(engine_client: DynamoDBClie
             last = page["Items"][-1]
             assert page["LastEvaluatedKey"] == {k: last[k] for k in ("player_id", "game_id")}
 
-    name = f"BigItems-{os.getpid()}"
+    name = unique("BigItems")
     create_table(engine_client, name)
     wide = ({**key(str(n)), "bulk": {"S": "x" * 100_000}} for n in range(25))
     for item in wide:
@@ -216,7 +216,7 @@ SIZES: list[tuple[dict[str, Any], int]] = [
 
 @pytest.fixture(scope="module")
 def sizes_table(engine_client: DynamoDBClient) -> str:
-    name = f"Sizes-{os.getpid()}"
+    name = unique("Sizes")
     create_table(engine_client, name)
     return name
 

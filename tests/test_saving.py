@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from engines import create_table, load, scan_pages
+from engines import create_table, load, scan_pages, unique
 from items import contents, instant, is_whole, lab_items, saved_items
 from local_dynamodb import Lab, serve
 from running import BUNDLE, Ended, environment
@@ -71,7 +71,7 @@ def test_what_is_saved_is_the_table(
 def test_what_is_saved_imports_into_a_real_engine(
     save: Save, engine_client: DynamoDBClient, tmp_path: Path
 ) -> None:
-    name = f"Imported-{os.getpid()}"
+    name = unique("Imported")
     create_table(engine_client, name)
     assert save(tmp_path / "items").returncode == 0
     load(engine_client, name, saved_items((tmp_path / "items").read_bytes()))
