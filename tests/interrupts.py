@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
+import itertools
 import os
 import random
 import signal
@@ -172,7 +173,7 @@ def wrongs(status: int, seconds: float, text: str, folder: Path) -> Iterator[str
 def campaign(signals: int, seed: int = 0) -> list[Ended]:
     """So many scripts, each interrupted once, in all situations in turn."""
     chance = random.Random(seed)
-    cases = [(name, script) for name, each in SITUATIONS.items() for script in each.scripts]
+    names = itertools.cycle(SITUATIONS)
     with contextlib.ExitStack() as running:
         running.enter_context(heeded_signals())
         urls = {}
@@ -184,8 +185,8 @@ def campaign(signals: int, seed: int = 0) -> list[Ended]:
                 urls[name] = running.enter_context(silent_endpoint())
         lanes = running.enter_context(ThreadPoolExecutor(LANES))
         jobs = []
-        for ordinal in range(signals):
-            name, script = cases[ordinal % len(cases)]
+        for name in itertools.islice(names, signals):
+            script = chance.choice(SITUATIONS[name].scripts)
             number = chance.choice(SIGNALS)
             moment = chance.uniform(0, SITUATIONS[name].seconds)
             jobs.append(lanes.submit(interrupted, name, script, number, moment, urls[name]))

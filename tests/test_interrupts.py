@@ -80,12 +80,8 @@ class Running:
 
 
 def test_signals_at_random_moments_in_every_situation() -> None:
-    ends = interrupts.campaign(signals=31, seed=os.getpid())
-    assert {(end.situation, end.script) for end in ends} == {
-        (name, script)
-        for name, situation in interrupts.SITUATIONS.items()
-        for script in situation.scripts
-    }
+    ends = interrupts.campaign(signals=len(interrupts.SITUATIONS), seed=os.getpid())
+    assert [end.situation for end in ends] == list(interrupts.SITUATIONS)
     # How soon is measured, not asserted: beside other programs there is no telling.
     wrong = [end for end in ends if end.wrong not in ("", "too late") or end.seconds > 5 * LIMIT]
     assert wrong == []
