@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import re
 import signal
 import sys
 from argparse import ArgumentParser, Namespace
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Executor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import cache, partial
 from math import inf
 from pathlib import Path
+from random import getrandbits, uniform
 from shutil import copymode
-from tempfile import TemporaryDirectory
 from threading import Lock
 from time import monotonic, perf_counter, process_time, sleep
 from typing import Any, Optional
@@ -62,7 +60,7 @@ class Scan:
     request: Json
     pace: Pace = field(default_factory=lambda: Pace(None))
     each_page: OnPage = None
-    executor: Executor | None = None
+    executor: Any = None  # of concurrent.futures
 
     def pages(self, **segment: int) -> Pages:
         """Every page of the table, or of the segment that `Segment` and `TotalSegments` name.
@@ -112,17 +110,18 @@ def fetch(connection: Connection, request: Json, each_page: OnPage) -> Page:
             return Page(throttled_requests=1, retried_requests=throttled.args[0])
         if "Body" not in answer:  # a botocore that does not call keep_body
             answer["Body"] = json.dumps(answer, default=lambda b: b64encode(b).decode()).encode()
-        texts, rest = split_items(answer.pop("Body").replace(b"\n", b" "))
-        answer.update(json_value(rest))
+        retried = answer["ResponseMetadata"]["RetryAttempts"]
+        texts, rest = split_items(answer["Body"])
+        answer = json_value(rest)
         page = Page(items=answer["Count"], scanned=answer["ScannedCount"], pages=1,
                     consumed_rcu=answer.get("ConsumedCapacity", {}).get("CapacityUnits"),
-                    retried_requests=answer["ResponseMetadata"]["RetryAttempts"],
+                    retried_requests=retried,
                     last_evaluated_key={**answer.get("LastEvaluatedKey", {})})  # fmt: skip
-        if not 0 <= page.items <= page.scanned < 1e9 > (page.consumed_rcu or 0) >= 0:
-            raise ValueError
+        rcu = 0 if page.consumed_rcu is None else page.consumed_rcu
         expected = 0 if request.get("Select") == "COUNT" else page.items
         # Something is left of Items if it was no item; it is missing if the items were not in it.
-        if len(texts) != expected or answer.get("Items", texts and None) != []:
+        if (len(texts) != expected or answer.get("Items", texts and None) != []
+                or not 0 <= page.items <= page.scanned < 1e9 > rcu >= 0):  # fmt: skip
             raise ValueError
     page.result = each_page(texts) if each_page else None
     return page
@@ -147,7 +146,7 @@ def split_items(body: bytes) -> tuple[list[str], bytes]:
     while before:
         start = before.end()
         end = decode_value(answer, start)[1]
-        texts.append(body[start:end].decode())
+        texts.append(body[start:end].decode().replace("\n", " "))  # each is to be one line
         before = NEXT_ITEM.match(answer, end)
     return texts, body[: first.end()] + body[end:]
 
@@ -389,7 +388,7 @@ class Pace:
         if self.clock() - self.throttled_since > 300:
             self.throttled_since = inf  # the scan may be run again
             raise ScanError("throttled for five minutes, in which no worker got a page")
-        self.sleep(random.uniform(0.5, 1.0) * min(5.0, 0.05 * 2 ** min(refusals, 7)))
+        self.sleep(uniform(0.5, 1.0) * min(5.0, 0.05 * 2 ** min(refusals, 7)))
 
 
 def json_lines(texts: list[str]) -> bytes:
@@ -403,18 +402,20 @@ def saved(file: str | None, run: Callable[..., ScanMetrics]) -> ScanMetrics:
     if file is None or file in STANDARD_OUTPUT:
         return run(file and partial(write, sys.stdout))
     path = Path(os.path.realpath(file))  # a link stays one
-    if file.startswith("/dev/fd/") or (os.path.lexists(file) and not path.is_file()):
+    if file.startswith("/dev/fd/") or (Path(file).exists() and not path.is_file()):
         with Path(file).open("ab") as stream:
             return run(partial(write, stream))
-    with TemporaryDirectory(dir=path.parent) as folder:
-        part = Path(folder, path.name)
-        with part.open("wb") as stream:
-            if path.exists():
-                copymode(path, part)
+    part = path.with_name(f".{getrandbits(64):x}.part")
+    try:
+        with part.open("xb") as stream:
+            with suppress(FileNotFoundError):
+                copymode(file, part)
             metrics = run(partial(write, stream))
         if metrics.complete:
             part.replace(path)
-    return metrics
+        return metrics
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def write(stream: Any, data: bytes) -> None:
@@ -442,7 +443,6 @@ REMEDIES = {  # the first one counts that is found in an error's name or message
     "network, --region and --endpoint-url",
     "throttled for": "raise the table's capacity, or read more slowly: --max-rcu",
     "--max-rcu needs": "read small pages instead: --page-size 100",
-    "new thread": "try fewer --workers",
 }
 
 

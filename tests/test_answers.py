@@ -161,10 +161,13 @@ WRONG_PAGES = [
     '{"Count": 1, "ScannedCount": 1, "Items": [{"n": {"S": "Zo\u00eb'.encode()[:-1],
     '{"Count": 1, "ScannedCount": 1, "Items": [{"a": ' + DEEP,
     f'{{{EMPTY}, "More": {DEEP}',
+    '{"Count": 1, "ScannedCount": 1, "Items": [{"a": {"S": "two\nlines"}}]}',
     # Of another type.
     f'{{{EMPTY}, "ConsumedCapacity": {{"CapacityUnits": "0.5"}}}}',
     f'{{{EMPTY}, "ConsumedCapacity": {{"CapacityUnits": -0.5}}}}',
     f'{{{EMPTY}, "ConsumedCapacity": {{"CapacityUnits": 1e400}}}}',
+    f'{{{EMPTY}, "ConsumedCapacity": {{"CapacityUnits": ""}}}}',
+    f'{{{EMPTY}, "ConsumedCapacity": {{"CapacityUnits": []}}}}',
     f'{{{EMPTY}, "ConsumedCapacity": []}}',
     f'{{{EMPTY}, "ConsumedCapacity": null}}',
     f'{{{EMPTY}, "LastEvaluatedKey": [1]}}',
@@ -237,6 +240,13 @@ def test_whatever_the_answer_the_items_are_exact_or_it_is_an_error(
             assert json.loads(ended.stdout)["items"] == page["Count"]
     else:
         assert is_one_error(ended), ended
+
+
+def test_an_answer_does_not_speak_for_botocore(canned: Canned) -> None:
+    of_botocore = '"ResponseMetadata": {"RetryAttempts": "many"}, "Body": "none"'
+    metrics = sequential_scan(canned.answer(f"{{{EMPTY}, {of_botocore}}}").scan())
+    assert metrics.complete
+    assert metrics.retried_requests == 0
 
 
 def test_what_each_page_raises_is_not_the_endpoints_fault(lab: Lab) -> None:

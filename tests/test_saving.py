@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from engines import create_table, load, scan_pages, unique
-from items import contents, instant, is_whole, lab_items, saved_items
+from items import contents, instant, is_whole, lab_items, saved_items, scans_of
 from local_dynamodb import Lab, serve
 from running import BUNDLE, Ended, environment
 
@@ -199,18 +199,19 @@ def test_a_closed_pipe_ends_it_quietly(small: Lab, tmp_path: Path) -> None:
 
 
 @EITHER
+@pytest.mark.parametrize("target", ["items", "link"])
 @pytest.mark.parametrize("before", [BEFORE, None])
 def test_an_error_leaves_the_file_as_it_was(
-    save: Save, way: str, before: str | None, tmp_path: Path
+    save: Save, *, way: str, target: str, before: str | None, tmp_path: Path
 ) -> None:
-    file = tmp_path / "items"
+    (tmp_path / "link").symlink_to("items")
     if before:
-        file.write_text(before)
+        (tmp_path / "items").write_text(before)
     with serve(instant(ITEMS, script=lambda n, _: "500" if n >= 5 else None)) as failing:
-        ended = save(file, way, failing)
+        ended = save(tmp_path / target, way, failing)
     assert (ended.returncode, ended.stdout) == (1, "")
-    assert names_in(tmp_path) == (["items"] if before else [])
-    assert not before or file.read_text() == before
+    assert names_in(tmp_path) == (["items", "link"] if before else ["link"])
+    assert not before or (tmp_path / "items").read_text() == before
 
 
 def test_a_full_disk_leaves_the_file_as_it_was(small: Lab, tmp_path: Path) -> None:
@@ -261,6 +262,13 @@ def test_a_full_or_closed_standard_output(
 ) -> None:
     ended = shell(f"SCAN {redirection}", small, tmp_path)
     assert (ended.returncode, ended.stderr.decode()) == (1, error)
+
+
+def test_a_name_that_is_none_costs_nothing(save: Save, small: Lab) -> None:
+    before = len(scans_of(small))
+    for name in ("", ".", "/"):
+        assert save(name).returncode == 1
+    assert len(scans_of(small)) == before
 
 
 def test_what_is_written_in_pieces_is_written_whole(
