@@ -79,7 +79,7 @@ def merged(streams: Iterator[Iterable[Value]], workers: int) -> Generator[Value,
 
     try:
         for _ in range(workers):
-            threading.Thread(target=work, daemon=True).start()
+            threading.Thread(target=work, name="worker", daemon=True).start()
         while workers:
             arrival = arrivals.get()
             if isinstance(arrival, BaseException):

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -69,6 +70,15 @@ def _aws_settings() -> Iterator[None]:
             patch.setenv(name, value)
         patch.setattr(boto3, "Session", functools.cache(boto3.Session))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _workers_have_ended() -> Iterator[None]:
+    """A worker of a scan that failed sends one request more: not into the next test."""
+    yield
+    for thread in threading.enumerate():
+        if thread.name == "worker":
+            thread.join(20)
 
 
 @pytest.fixture
