@@ -9,6 +9,8 @@ import json
 import math
 import multiprocessing
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -32,8 +34,9 @@ from items import (
     scans_of,
 )
 from local_dynamodb import Lab, item_size, serve
+from running import BUNDLE, environment
 
-from common import Connection, Json, Pace, Page, ScanError, SegmentMetrics
+from common import Json, Pace, Page, ScanError, SegmentMetrics
 from parallel_scan import parallel_scan
 from sequential_scan import sequential_scan
 
@@ -361,16 +364,26 @@ def test_pages_fetched_elsewhere_are_counted_as_the_server_does(executor: Execut
     assert metrics.retried_requests > 0
 
 
-def client_id(connection: Connection) -> int:
-    with connection.client() as client:
+FORK = """
+import os
+from common import Connection
+
+def client_id():
+    with Connection().client() as client:
         return id(client)
 
+of_parent = client_id()
+assert of_parent == client_id()
+child = os.fork()
+if child == 0:
+    os._exit(client_id() == of_parent)
+os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
 
-def test_a_forked_process_has_a_client_of_its_own(lab: Lab) -> None:
-    connection = Engine(lab.endpoint_url).scan().connection
-    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
-        assert client_id(connection) == client_id(connection)
-        assert pool.submit(client_id, connection).result() != client_id(connection)
+
+def test_a_forked_process_has_a_client_of_its_own() -> None:
+    env = environment("http://127.0.0.1:9", PYTHONPATH=str(BUNDLE))
+    subprocess.run([sys.executable, "-c", FORK], env=env, check=True)
 
 
 def test_errors_come_back_from_elsewhere(executor: Executor, lab: Lab, canned: Canned) -> None:
