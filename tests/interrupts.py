@@ -80,7 +80,7 @@ SITUATIONS = {
     "report not read": Situation(
         "--total-segments 90 --output json", output_is_read=False, scripts=SCRIPTS[1:]
     ),
-    "ending": Situation(model={"items": 100}, seconds=0.4),
+    "ending": Situation(model={"items": 100}, seconds=0.2),
 }
 
 
