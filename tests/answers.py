@@ -44,7 +44,10 @@ def answers(draw: st.DrawFn) -> str:
     )
 
 
-OTHER_VALUES: list[Any] = [None, True, 0, -1, 2, 1.5, 10**400, "", "2", [], {}, [1], {"N": "1"}]
+OTHER_VALUES = [
+    *["null", "true", "0", "-1", "2", "1.5", f"1{'0' * 400}", '""', '"2"'],
+    *["[]", "{}", "[1]", '{"N": "1"}'],
+]
 
 
 def places(value: Any) -> list[tuple[Any, Any]]:
@@ -67,7 +70,7 @@ def mutated(draw: st.DrawFn) -> str:
         if change == "drop":
             del container[place]
         elif change == "replace":
-            container[place] = draw(st.sampled_from(OTHER_VALUES))
+            container[place] = json.loads(draw(st.sampled_from(OTHER_VALUES)))
         else:
             name = draw(st.sampled_from(["Items", "x"]))
             container[place] = [value] if change == "into a list" else {name: value}
