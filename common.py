@@ -536,5 +536,5 @@ def report(metrics: ScanMetrics, args: Namespace, chart: str = "") -> int:
 
 
 def say(text: str, stream: Any) -> None:
-    """Print a result. Raises OSError."""
+    """Print a line, at once. Raises OSError."""
     write(stream, f"{text}\n".encode(stream.encoding, "replace"))
