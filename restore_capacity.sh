@@ -2,8 +2,8 @@
 # restore_capacity.sh [TABLE]
 #
 # Puts the capacity of a DynamoDB table (GameLeaderboard) back to 5 RCU / 5 WCU, in case an
-# earlier lab lowered it, and waits until that is in force. Leaves alone a table that has it or is
-# on-demand, and global indexes, which it shows. Run it again at will, also after a run cut short.
+# earlier lab lowered it, and waits until that is in force. A table that has it, or is on demand,
+# stays as it is; so do global indexes, which are shown. Run it again at will, or if it was cut short.
 #
 # READ_CAPACITY_UNITS and WRITE_CAPACITY_UNITS ask for other values. Credentials, region and
 # endpoint are the AWS CLI's (v1 or v2). Permissions: dynamodb:DescribeTable, dynamodb:UpdateTable.
@@ -19,7 +19,8 @@ readonly POLL_SECONDS=2
 readonly MAX_POLLS=150 # a change takes seconds: give up after about five minutes
 
 # What a table's description is boiled down to: one line with tabs, of the word STATE (warnings may
-# come before), status, billing mode, capacity, and the global indexes with theirs.
+# be around it), status, billing mode, capacity, and the global indexes with theirs; [][] makes no
+# index, which is null, an empty list.
 readonly CAPACITY="to_string(ProvisionedThroughput.ReadCapacityUnits), ' RCU / ', \
 to_string(ProvisionedThroughput.WriteCapacityUnits), ' WCU'"
 readonly QUERY="Table.['STATE', TableStatus, BillingModeSummary.BillingMode || 'PROVISIONED', \
@@ -33,7 +34,7 @@ readonly BY_HAND="to see more, run: aws dynamodb describe-table --table-name ${T
 answer_file='' # where aws writes to
 last_note=''
 
-# Says something once, not at every poll.
+# Says something, but not what it said last, at every poll.
 note() { # MESSAGE
   [[ "$1" == "${last_note}" ]] || echo "$1" >&2
   last_note="$1"

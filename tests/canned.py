@@ -31,11 +31,14 @@ class Canned(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), CannedHandler)
         self.endpoint_url = f"http://127.0.0.1:{self.server_address[1]}"
         self.connections: list[object] = []
-        self.describing: Callable[[], object] = int  # called while DescribeTable is answered
+        self.describing: Callable[[], object] = lambda: None  # called while it is described
         self.answer(EMPTY_PAGE)
 
     def answer(self, *scans: Answer, table: Answer = TABLE) -> Engine:
-        """From now on, answer Scans with these in turn, the last one ever again."""
+        """From now on, answer Scans with these in turn, the last one ever again.
+
+        Returns what a script or a scan is to be run at.
+        """
         self.scans = scans
         self.table = table
         self.operations: list[str] = []
@@ -73,5 +76,7 @@ def canned_answers() -> Iterator[Canned]:
     """Serve canned answers."""
     with Canned() as server:
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-        yield server
-        server.shutdown()
+        try:
+            yield server
+        finally:
+            server.shutdown()

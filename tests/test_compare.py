@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
-from items import are_of, instant, scans_of
+from items import assert_as_logged, instant, scans_of
 from local_dynamodb import Lab, serve
 from running import BUNDLE, Ended, environment
 
@@ -374,7 +374,7 @@ def test_json_is_the_servers_own_account(invoke: Invoke, lab: Lab) -> None:
                                "size_bytes": lab.table.sizes[-1], "read_capacity": None,
                                "billing_mode": "PAY_PER_REQUEST"}  # fmt: skip
     for result, scan in zip(answer["results"], (log[:1], log[1:3], log[3:6])):
-        are_of(result, scan)
+        assert_as_logged(result, scan)
         assert len(result["runs"]) == 2
 
 

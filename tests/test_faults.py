@@ -12,7 +12,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from campaign import campaign
 from canned import Answer, Canned, refusal
 from engines import Engine
-from items import are_of, instant, is_whole, outcomes, scans_of
+from items import assert_as_logged, instant, is_whole, outcomes, scans_of
 from local_dynamodb import FAULTS, Lab, serve
 from running import Ended
 
@@ -67,7 +67,7 @@ def test_a_fault_at_the_first_page_and_at_the_last(fault: str) -> None:
         metrics = sequential_scan(scan_of(lab), lines.append)
     assert is_whole(b"".join(lines), 190)
     assert outcomes(lab) == {"ok": 10, scans_of(lab)[0]["outcome"]: 2}
-    are_of(dataclasses.asdict(metrics), scans_of(lab))
+    assert_as_logged(dataclasses.asdict(metrics), scans_of(lab))
 
 
 @pytest.mark.parametrize("fault", FAULTS)

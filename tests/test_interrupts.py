@@ -31,7 +31,6 @@ from common import Json
 
 SCRIPTS = ["sequential_scan.py", "parallel_scan.py", "compare.py"]
 THROTTLE = "ProvisionedThroughputExceededException"
-Start = Callable[..., "Running"]
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +79,7 @@ class Running:
 
 
 def test_signals_at_random_moments_in_every_situation() -> None:
-    ends = interrupts.campaign(signals=len(interrupts.SITUATIONS), seed=os.getpid())
+    ends = interrupts.campaign(signals=len(interrupts.SITUATIONS), seed=time.time_ns())
     assert [end.situation for end in ends] == list(interrupts.SITUATIONS)
     # How soon is measured, not asserted: beside other programs there is no telling.
     wrong = [end for end in ends if end.wrong not in ("", "too late") or end.seconds > 5 * LIMIT]
@@ -137,6 +136,7 @@ def test_an_interrupt_shows_what_there_is(name: str, moment: str, number: int) -
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_an_interrupt_while_connecting_shows_nothing_wrong(name: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(60)
         running = Running(f"http://127.0.0.1:{server.getsockname()[1]}", name)
         connection, _ = server.accept()
         with connection:
@@ -171,7 +171,7 @@ def test_a_comparison_interrupted_while_connecting_keeps_its_earlier_runs(
     assert said["verdict"].startswith("Interrupted")
 
 
-@pytest.mark.usefixtures("signals")
+@pytest.mark.usefixtures("handlers_restored")
 @pytest.mark.filterwarnings("error")  # Python's own complaint of a signal that is lost is one
 def test_signals_that_come_together_are_one_and_leave_time_for_the_report() -> None:
     reported: list[str] = []
@@ -255,7 +255,7 @@ def test_what_nohup_or_a_background_job_ignores_stays_ignored(name: str) -> None
     assert said.get("results", [said])[-1]["items"] == 200
 
 
-@pytest.mark.usefixtures("signals")
+@pytest.mark.usefixtures("handlers_restored")
 def test_handlers_are_there_while_a_script_runs_and_then_no_more() -> None:
     handlers: list[Any] = []
 

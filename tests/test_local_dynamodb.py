@@ -415,7 +415,8 @@ def test_a_request_that_hangs_ends_with_the_server() -> None:
         connection = http.client.HTTPConnection(lab.endpoint_url.removeprefix("http://"), timeout=9)
         target = {"X-Amz-Target": "DynamoDB_20120810.Scan"}
         connection.request("POST", "/", json.dumps(SCAN), target)
-        while not lab.requests:
+        deadline = time.monotonic() + 60
+        while not lab.requests and time.monotonic() < deadline:
             time.sleep(0.01)
         assert lab.requests[0]["outcome"] == "hang"
     with pytest.raises(ConnectionError):

@@ -214,7 +214,7 @@ def test_an_error_leaves_the_file_as_it_was(
     assert not before or (tmp_path / "items").read_text() == before
 
 
-def test_a_full_disk_leaves_the_file_as_it_was(small: Lab, tmp_path: Path) -> None:
+def test_a_disk_that_takes_no_more_leaves_the_file_as_it_was(small: Lab, tmp_path: Path) -> None:
     file = tmp_path / "items"
     file.write_text(BEFORE)
     ended = shell(f"ulimit -f 8; SCAN --save {file}", small, tmp_path)  # in KB

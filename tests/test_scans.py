@@ -25,7 +25,7 @@ from items import (
     ITEMS,
     Key,
     are_all,
-    are_of,
+    assert_as_logged,
     instant,
     items_text,
     key,
@@ -121,7 +121,7 @@ def test_a_scan_does_not_change_and_may_be_run_again(lab: Lab) -> None:
         found: list[Key] = []
         metrics = run(scan, collect=found.extend)
         assert are_all(found)
-        are_of(dataclasses.asdict(metrics), scans_of(lab)[before:])
+        assert_as_logged(dataclasses.asdict(metrics), scans_of(lab)[before:])
     assert scan.request == {"TableName": "GameLeaderboard", "Limit": 150}
 
 
@@ -236,7 +236,7 @@ def test_what_the_server_refused_for_a_time_is_a_wait() -> None:
     first, second = [line["time"] for line in scans_of(lab) if line["outcome"] == "ok"]
     assert second - first > 0.2
     # The second page was asked for before it was served, after the first one had been.
-    assert (second - first) / 2 < waited < second - first
+    assert 0.1 < waited < second - first
     assert waited < segment.seconds <= metrics.seconds
 
 
@@ -264,9 +264,9 @@ def test_metrics_are_the_servers(
     metrics = metrics_of(script, *flags, at=lab)
     requests = lab.requests[before:]
     log = [line for line in requests if line["operation"] == "Scan"]
-    are_of(metrics, log)
+    assert_as_logged(metrics, log)
     for each in metrics["segments"] if script == "parallel_scan" else []:
-        are_of(each, [line for line in log if line["segment"] == each["segment"]])
+        assert_as_logged(each, [line for line in log if line["segment"] == each["segment"]])
         assert 0 <= each["started"] <= each["started"] + each["seconds"] <= metrics["seconds"]
     assert {line["rcu"] for line in requests if line["operation"] != "Scan"} == {0}
 
@@ -277,7 +277,7 @@ def test_a_refused_request_is_counted_and_sent_again() -> None:
     with serve(instant(ITEMS, script=lambda ordinal, _: faults.get(ordinal))) as flaky:
         metrics = sequential_scan(Engine(flaky.endpoint_url).scan(Limit=700), found.extend)
     assert are_all(found)
-    are_of(dataclasses.asdict(metrics), scans_of(flaky))
+    assert_as_logged(dataclasses.asdict(metrics), scans_of(flaky))
 
 
 def test_capacity_that_one_page_does_not_report_is_not_zero(
@@ -332,14 +332,18 @@ def test_an_index_is_scanned_instead_of_its_table(real: Engine, metrics_of: Metr
 
 
 @pytest.fixture(scope="module", params=["processes", "dask"])
-def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
+def executor(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Executor]:
     """Two worker processes."""
     if request.param == "processes":
         with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
             yield pool
     else:
         dask_of = importlib.import_module("distributed")  # a second's worth: not in every process
+        folder = str(tmp_path_factory.mktemp("dask"))
         at = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": ":0"}
+        at["local_directory"] = folder
         with dask_of.LocalCluster(**at) as cluster, dask_of.Client(cluster) as dask:
             yield dask.get_executor(pure=False)
 
@@ -357,9 +361,10 @@ def test_pages_fetched_elsewhere_are_counted_as_the_server_does(executor: Execut
         log = scans_of(flaky)
     assert are_all([each for found, _ in results for each in found])
     assert os.getpid() not in {process for _, process in results}
-    are_of(dataclasses.asdict(metrics), log)
+    assert_as_logged(dataclasses.asdict(metrics), log)
     for each in metrics.segments:
-        are_of(dataclasses.asdict(each), [line for line in log if line["segment"] == each.segment])
+        of_segment = [line for line in log if line["segment"] == each.segment]
+        assert_as_logged(dataclasses.asdict(each), of_segment)
     assert metrics.throttled_requests > 0
     assert metrics.retried_requests > 0
 
