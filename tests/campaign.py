@@ -29,7 +29,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from botocore.exceptions import BotoCoreError, ClientError
-from items import contents, instant, lab_items, saved_items
+from items import THROTTLE, contents, instant, lab_items, saved_items
 from local_dynamodb import HIDDEN, TABLE_NAME, Lab, serve, settings_for_aws
 from running import result
 from tabulate import tabulate
@@ -44,7 +44,6 @@ WORKERS = (1, 4, 16)
 LANES = 8  # scans at a time: most of their time is waiting to try again
 PROCESSES = 2
 RETRIED = ("500", "reset", "truncated", "bad-crc")  # by botocore; the last three after payment
-THROTTLE = "ProvisionedThroughputExceededException"
 Way = Callable[[Lab, int], tuple[Json, bytes]]  # a scan's metrics, and its items as saved
 
 

@@ -43,7 +43,6 @@ DYNALITE_URL = "TESTS_DYNALITE_URL"
 DYNALITE_LOG = "TESTS_DYNALITE_LOG"
 
 
-
 def pytest_configure(config: pytest.Config) -> None:
     """Start one dynalite for all the processes of pytest-xdist, which find it by the environment.
 

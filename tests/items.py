@@ -13,6 +13,7 @@ from common import Json
 
 ITEMS = 2000  # what the lab's table has
 Key = tuple[str, str]
+THROTTLE = "ProvisionedThroughputExceededException"  # of a provisioned table
 
 
 def instant(items: int, **more: Any) -> Settings:

@@ -22,7 +22,7 @@ import interrupts
 import pytest
 from canned import Canned
 from interrupts import BEFORE, LIMIT, wait_for_handlers
-from items import instant, outcomes, saved_items
+from items import THROTTLE, instant, outcomes, saved_items
 from local_dynamodb import Lab, Settings, serve
 from running import BUNDLE, SIGNALS, Ended, environment, heeded_signals
 
@@ -30,7 +30,6 @@ import common
 from common import Json
 
 SCRIPTS = ["sequential_scan.py", "parallel_scan.py", "compare.py"]
-THROTTLE = "ProvisionedThroughputExceededException"
 
 
 @pytest.fixture(autouse=True)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import local_dynamodb
 import pytest
 from engines import Engine, client_of, create_table, scan_pages, unique
+from items import THROTTLE as THROTTLED
 from items import instant
 from local_dynamodb import (
     FAULTS,
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
 
 SCAN = {"TableName": TABLE_NAME, "ReturnConsumedCapacity": "TOTAL"}
-THROTTLED = "ProvisionedThroughputExceededException"
 
 
 class Clock:

@@ -9,7 +9,7 @@ from itertools import groupby
 import pytest
 from canned import EMPTY_PAGE, Canned, refusal
 from engines import Engine
-from items import instant, is_whole, outcomes
+from items import THROTTLE, instant, is_whole, outcomes
 from local_dynamodb import serve
 from running import Ended
 
@@ -18,7 +18,6 @@ from common import Connection, Json, Pace, Page, Scan, ScanError, json_lines
 from parallel_scan import parallel_scan
 from sequential_scan import sequential_scan
 
-THROTTLE = "ProvisionedThroughputExceededException"
 MetricsOf = Callable[..., Json]
 
 
@@ -196,19 +195,19 @@ def test_waiting_is_short_again_after_a_page(clock: Clock, monkeypatch: pytest.M
 # --- What is said of it
 
 
+@pytest.fixture
+def _by_the_clock(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script's waits take no time."""
+    monkeypatch.setattr(common, "Pace", lambda _: Pace(clock=clock, sleep=clock.sleep))
+
+
+@pytest.mark.usefixtures("_by_the_clock")
 @pytest.mark.parametrize(
     ("script", "described"), [("sequential_scan", 1), ("parallel_scan", 4), ("compare", 2)]
 )
 def test_the_error_says_how_long_and_what_to_do_and_asks_nothing_more(
-    canned: Canned,
-    invoke: Callable[..., Ended],
-    monkeypatch: pytest.MonkeyPatch,
-    *,
-    script: str,
-    described: int,
+    canned: Canned, invoke: Callable[..., Ended], script: str, described: int
 ) -> None:
-    clock = Clock()
-    monkeypatch.setattr(common, "Pace", lambda _: Pace(clock=clock, sleep=clock.sleep))
     at = canned.answer(refusal(THROTTLE), table='{"Table": {}}')
     ended = invoke(script, at=at)
     assert ended.returncode == 1
@@ -219,11 +218,10 @@ def test_the_error_says_how_long_and_what_to_do_and_asks_nothing_more(
     assert canned.operations.count("DescribeTable") == described  # before the scan, as always
 
 
+@pytest.mark.usefixtures("_by_the_clock")
 def test_a_throttled_scan_needs_no_permission_to_describe_the_table(
-    canned: Canned, invoke: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+    canned: Canned, invoke: Callable[..., Ended]
 ) -> None:
-    clock = Clock()
-    monkeypatch.setattr(common, "Pace", lambda _: Pace(clock=clock, sleep=clock.sleep))
     at = canned.answer(refusal("ThrottlingException"), table=refusal("AccessDeniedException"))
     ended = invoke("parallel_scan", at=at)
     assert "throttled for five minutes" in ended.stderr
