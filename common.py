@@ -1,540 +1,818 @@
-"""What the scripts share: table access, timing, and consumed-capacity accounting.
+"""What the scripts of this lab share.
 
-Read `Scan.pages`, the page loop; `fetch`, one request; `split_items`, the items in its answer;
-`ScanMetrics`, which adds up; `Pace`, when the next request may go out. The command line comes last.
+It has four parts. The lesson comes first:
+
+1. The scan: `scan_pages` is the page loop, `scan_page` gets one page.
+2. Timing and accounting: `Metrics` adds up what the pages say, `timed` measures.
+3. The connection: `connect` makes the client, `take_items_out` makes it fast.
+4. The command line: flags, results, errors, and Ctrl-C.
 """
 
 from __future__ import annotations
 
+import argparse
+import base64
+import contextlib
+import getpass
 import json
+import math
 import os
+import random
 import re
+import shutil
 import signal
 import sys
-from argparse import ArgumentParser, Namespace
-from base64 import b64decode, b64encode
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
-from functools import cache, partial
-from math import inf
-from pathlib import Path
-from random import getrandbits, uniform
-from shutil import copymode
-from threading import Lock
-from time import monotonic, perf_counter, process_time, sleep
-from typing import Any, Optional
+import threading
+import time
+import urllib.parse
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import IO, Any, TextIO, TypedDict
 
 import boto3
+import botocore.exceptions
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
+from botocore.exceptions import BotoCoreError, ClientError
 from tabulate import tabulate
 
-Json = dict[str, Any]
-Function = Callable[..., Any]
-OnPage = Optional[Function]
-Pages = Generator["Page", None, None]
-STANDARD_OUTPUT = ("-", "/dev/stdout", "/dev/fd/1")
-client_lock = Lock()  # creating clients is not thread-safe
+# ---------------------------------------------------------------------------
+# 1. The scan
+# ---------------------------------------------------------------------------
+
+Client = Any  # what `connect` returns: a boto3 client for DynamoDB
+Request = dict[str, Any]  # parameters of Scan, such as {"TableName": "GameLeaderboard"}
 
 
-class ScanError(RuntimeError):
-    """A failure in words for the user."""
+class Page(TypedDict, total=False):
+    """DynamoDB's answer to one Scan request.
+
+    It is what boto3 returns, with one difference: each of the `Items` is JSON text,
+    such as b'{"score": {"N": "42"}}'. json.loads(item) makes it a dict, in which
+    binary values are in base64. (With `connect(plain=True)` there is no difference.)
+    """
+
+    Items: list[Any]
+    Count: int
+    ScannedCount: int
+    LastEvaluatedKey: dict[str, Any]
+    ConsumedCapacity: dict[str, Any]
 
 
-class Interrupted(SystemExit, KeyboardInterrupt):
-    """Ends a script from wherever it is, without a traceback; its argument: the exit status."""
+def scan_pages(client: Client, request: Request, metrics: Metrics) -> Iterator[Page]:
+    """Yield the pages of a table one by one, and count them in `metrics`.
+
+    `request` holds the parameters of Scan. With `Segment` and `TotalSegments` in
+    it, these are the pages of that segment.
+
+    A page without a LastEvaluatedKey is the last one. Nothing else tells the end:
+    a page may be empty, and more pages may follow it. (API reference, Scan)
+
+    Raises ScanError, or an error of botocore's.
+    """
+    request = {**request, "ReturnConsumedCapacity": "TOTAL"}
+    while True:
+        page = scan_page(client, request, metrics)
+        metrics.add_page(page)
+        yield page
+        last_key = page.get("LastEvaluatedKey")
+        if not last_key:
+            return
+        if last_key == request.get("ExclusiveStartKey"):
+            # Such an endpoint would send the same page for ever.
+            raise ScanError("the endpoint sent the same LastEvaluatedKey twice")
+        request["ExclusiveStartKey"] = last_key
 
 
-class Throttled(Exception):
-    """DynamoDB refused a request for lack of capacity; its argument: attempts lost before that."""
+MAX_LOST_ANSWERS = 8  # for one page
+PATIENCE = 30 * 60  # seconds of waiting for one page while DynamoDB throttles it
+FIRST_DELAY = 0.05  # seconds; each delay is twice as long as the one before
+LONGEST_DELAY = 5.0
 
 
-@dataclass(frozen=True)
-class Scan:
-    """What to scan, with which of Scan's parameters, how fast; it may be run more than once.
+def scan_page(client: Client, request: Request, metrics: Metrics) -> Page:
+    """Get one page. Send the request again if it is throttled or its answer is lost.
 
-    `each_page` is called where a page is read, with its items: the JSON texts that came, such as
-    {"score": {"N": "42"}}, binary ones in base64. With an `executor`, pages are fetched there."""
-    connection: Connection
-    request: Json
-    pace: Pace = field(default_factory=lambda: Pace(None))
-    each_page: OnPage = None
-    executor: Any = None  # of concurrent.futures
+    DynamoDB throttles a request when the table has no capacity left: it answers with
+    an error, and the request costs nothing. A lost answer did not arrive, or it
+    arrived damaged. The page may have cost capacity all the same.
 
-    def pages(self, **segment: int) -> Pages:
-        """Every page of the table, or of the segment that `Segment` and `TotalSegments` name.
-
-        Only a missing LastEvaluatedKey tells the end: a page may be empty and not the last one
-        (Developer Guide, Scan). A throttled request is yielded too, its `pages` being 0, and sent
-        again. Raises ScanError, BotoCoreError and ClientError."""
-        request = {**self.request, **segment, "ReturnConsumedCapacity": "TOTAL"}
-        refusals = 0
-        while True:
-            page = self.ask(request)
-            yield page
-            if page.throttled_requests:
-                refusals += 1
-                self.pace.back_off(refusals)
-            elif page.last_evaluated_key:
-                refusals = 0
-                request["ExclusiveStartKey"] = page.last_evaluated_key
-            else:
-                return
-
-    def ask(self, request: Json) -> Page:
-        """Send one request when its turn has come. Raises as `pages` does."""
-        with self.pace.turn(request) as admitted:
-            started = perf_counter()
-            job = partial(fetch, self.connection, admitted, self.each_page)
-            page = self.executor.submit(job).result() if self.executor else job()
-            self.pace.pay(page)
-        page.segment = request.get("Segment", 0)
-        page.started = started
-        page.seconds = perf_counter() - started
-        return page
-
-    def opening(self) -> Iterator[str]:
-        """Open a connection, at no RCU. What DynamoDB says no to, it will tell the scan."""
-        with self.connection.client() as client, suppress(ClientError):
-            client.describe_table(TableName=self.request["TableName"])
-        yield "open"
-
-
-def fetch(connection: Connection, request: Json, each_page: OnPage) -> Page:
-    """Send one Scan request, and give its items to `each_page`. Raises as `Scan.pages` does."""
-    with connection.client() as client:
+    Any other error is raised at once.
+    """
+    lost_answers = 0
+    waited = 0.0
+    delay = FIRST_DELAY
+    while True:
         try:
-            answer = client.scan(**request)
-        except Throttled as throttled:
-            return Page(throttled_requests=1, retried_requests=throttled.args[0])
-        if "Body" not in answer:  # a botocore that does not call keep_body
-            answer["Body"] = json.dumps(answer, default=lambda b: b64encode(b).decode()).encode()
-        retried = answer["ResponseMetadata"]["RetryAttempts"]
-        texts, rest = split_items(answer["Body"])
-        answer = json_value(rest)
-        page = Page(items=answer["Count"], scanned=answer["ScannedCount"], pages=1,
-                    consumed_rcu=answer.get("ConsumedCapacity", {}).get("CapacityUnits"),
-                    retried_requests=retried,
-                    last_evaluated_key={**answer.get("LastEvaluatedKey", {})})  # fmt: skip
-        rcu = 0 if page.consumed_rcu is None else page.consumed_rcu
-        expected = 0 if request.get("Select") == "COUNT" else page.items
-        # Something is left of Items if it was no item; it is missing if the items were not in it.
-        if (len(texts) != expected or answer.get("Items", texts and None) != []
-                or not 0 <= page.items <= page.scanned < 1e9 > rcu >= 0):  # fmt: skip
-            raise ValueError
-    page.result = each_page(texts) if each_page else None
+            return request_page(client, request)
+        except (BotoCoreError, ClientError) as error:
+            throttled = is_throttled(error)
+            if throttled:
+                metrics.throttled_requests += 1
+                if waited > PATIENCE:
+                    raise ScanError(
+                        "DynamoDB throttled a page for half an hour",
+                        "raise the table's capacity, or read more slowly: "
+                        "parallel_scan.py --max-rcu",
+                    ) from error
+            elif is_lost(error):
+                metrics.retried_requests += 1
+                lost_answers += 1
+                if lost_answers == MAX_LOST_ANSWERS:
+                    raise
+            else:
+                raise
+
+        # The request was throttled, or its answer was lost. Wait, and send it again.
+        # The delay is random, so that workers who were throttled together do not all
+        # come back at the same moment.
+        wait_started = time.perf_counter()
+        time.sleep(delay * random.uniform(0.5, 1.0))
+        wait_ended = time.perf_counter()
+        delay = min(2 * delay, LONGEST_DELAY)
+        if throttled:
+            metrics.waits.append((wait_started, wait_ended))
+            waited += wait_ended - wait_started
+
+
+# What botocore's parser and `check_page` raise for an answer that is not DynamoDB's.
+NOT_AN_ANSWER = (AttributeError, LookupError, RecursionError, TypeError, ValueError)
+
+
+def request_page(client: Client, request: Request) -> Page:
+    """Send one request. Raise ScanError if the answer cannot be DynamoDB's."""
+    try:
+        page: Page = client.scan(**request)
+        check_page(page, counts_only=request.get("Select") == "COUNT")
+    except NOT_AN_ANSWER as error:
+        raise not_dynamodb(client) from error
     return page
 
 
-FIRST_ITEM = re.compile(r'"Items"\s*:\s*\[\s*(?=\{)')
-NEXT_ITEM = re.compile(r"\s*,\s*(?=\{)")
-decode_value = json.JSONDecoder().raw_decode
+def check_page(page: Page, counts_only: bool) -> None:
+    """Raise ValueError or TypeError if DynamoDB would not send such a page."""
+    count = page["Count"]
+    scanned = page["ScannedCount"]
+    if not isinstance(count, int) or not isinstance(scanned, int):
+        raise TypeError("a count is a whole number")
+    if count < 0 or count > scanned:
+        raise ValueError("Count is at most ScannedCount, because a filter only removes")
+    if not counts_only and len(page.get("Items", [])) != count:
+        raise ValueError("Count is the number of items")
+    rcu = consumed_rcu(page)
+    if rcu is not None and not 0 <= rcu < math.inf:
+        raise ValueError("consumed capacity is a number of RCU")
 
 
-def split_items(body: bytes) -> tuple[list[str], bytes]:
-    """The text of each item in an answer to Scan, and the answer without its items.
-
-    The array called Items is theirs: an attribute of that name has an object for a value, and in a
-    string quotes are escaped. Decoding an item checks it. Raises ValueError and RecursionError."""
-    # In Latin-1 a byte is a character. UTF-8 grows while it is decoded, which fragments memory.
-    answer = body.decode("latin-1")
-    before = first = FIRST_ITEM.search(answer)
-    if not first:
-        return [], body
-    texts = []
-    while before:
-        start = before.end()
-        end = decode_value(answer, start)[1]
-        texts.append(body[start:end].decode().replace("\n", " "))  # each is to be one line
-        before = NEXT_ITEM.match(answer, end)
-    return texts, body[: first.end()] + body[end:]
+def consumed_rcu(page: Page) -> float | None:
+    """The read capacity units that a page cost. None if the endpoint does not say."""
+    return page.get("ConsumedCapacity", {}).get("CapacityUnits")
 
 
-def json_value(text: Any) -> Any:
-    """JSON, in which binary values are base64. Raises ValueError, also for sets of them."""
-    return json.loads(text, object_hook=with_bytes)
-
-
-def with_bytes(value: Json) -> Json:
-    if isinstance(value.get("B"), str):
-        value["B"] = b64decode(value["B"], validate=True)
-    if isinstance(value.get("BS"), list):
-        raise ValueError("BS")
-    return value
-
-
-@dataclass(frozen=True)
-class Connection:
-    """How to reach DynamoDB; what is None, boto3 resolves. It may travel to another process."""
-    region: str | None = None
-    profile: str | None = None
-    endpoint_url: str | None = None
-
-    @contextmanager
-    def client(self) -> Iterator[Any]:
-        """This process's client; inside, an answer that DynamoDB would not give is a ScanError."""
-        with client_lock:
-            client = new_client(self, os.getpid())
-        try:
-            yield client
-        except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
-            endpoint_url = client.meta.endpoint_url
-            raise ScanError(f"{endpoint_url} does not answer as DynamoDB does") from error
-
-
-@cache
-def new_client(connection: Connection, process: int) -> Any:
-    """A client for one process: it may not cross to another, a fork's child included."""
-    # Newer retry modes have a quota that many workers run dry, and hand on what has a wrong CRC.
-    config = Config(retries={"mode": "legacy", "total_max_attempts": 8}, connect_timeout=5,
-                    read_timeout=10, max_pool_connections=1000)  # fmt: skip
-    session = boto3.Session(profile_name=connection.profile, region_name=connection.region)
-    client = session.client("dynamodb", endpoint_url=connection.endpoint_url, config=config)
-    client.meta.events.register("before-parse.dynamodb.Scan", keep_body)
-    client.meta.events.register("needs-retry.dynamodb.Scan", raise_throttled)
-    return client
-
-
-def keep_body(response_dict: Json, customized_response_dict: Json, **_: Any) -> None:
-    """before-parse hook: keep a page from botocore's parser, for `fetch` to split.
-
-    It visits each attribute in Python, under the GIL: that is why threads gain little in plain
-    boto3. Signing, retries and the CRC check, of the bytes as they came, stay botocore's."""
-    if response_dict["status_code"] == 200:
-        customized_response_dict["Body"] = response_dict["body"]
-        response_dict["body"] = b"{}"
-
-
-def raise_throttled(response: Any, attempts: int, **_: Any) -> None:
-    """needs-retry hook: take throttling out of botocore's hands; `Scan.pages` waits it out."""
-    code = response[1].get("Error", {}).get("Code", "") if response else ""
-    if re.search("Throttl|(Throughput|Limit)Exceeded|TooManyRequests|SlowDown|429", code):
-        raise Throttled(attempts - 1)
-
-
-@dataclass
-class Counts:
-    """What requests come to. `consumed_rcu` is None if the engine does not say, which is not 0."""
-    items: int = 0
-    scanned: int = 0
-    pages: int = 0
-    consumed_rcu: float | None = 0.0
-    throttled_requests: int = 0
-    retried_requests: int = 0
-
-    def add(self, page: Page) -> None:
-        """Count a page in. If what it consumed is not known, neither is the sum."""
-        for name in ("items", "scanned", "pages", "throttled_requests", "retried_requests"):
-            setattr(self, name, getattr(self, name) + getattr(page, name))
-        if self.consumed_rcu is None or page.consumed_rcu is None:
-            self.consumed_rcu = None
-        else:
-            self.consumed_rcu += page.consumed_rcu
-
-
-@dataclass
-class Page(Counts):
-    """What one request brought; `started` is in seconds of time.perf_counter, `seconds` long."""
-    last_evaluated_key: Any = None
-    result: Any = None
-    segment: int = 0
-    started: float = 0.0
-    seconds: float = 0.0
-
-
-@dataclass
-class SegmentMetrics(Counts):
-    """One segment; `started` and the waits' starts and ends are seconds since the scan's start."""
-    segment: int = 0
-    started: float = 0.0
-    seconds: float = 0.0
-    waits: list[tuple[float, float]] = field(default_factory=list)
-
-    def add_page(self, page: Page, started: float) -> None:
-        """Count in a page asked for at `started`; since the last one came, there was a wait."""
-        self.started = self.started or started
-        if page.pages:
-            last_end = self.started + self.seconds
-            if started - last_end > 0.001:
-                self.waits.append((last_end, started))
-            self.seconds = started + page.seconds - self.started
-        self.add(page)
-
-
-@dataclass
-class ScanMetrics(Counts):
-    """One scan; `seconds` from the first request on until the last page is read, and collected."""
-    mode: str = "sequential"
-    table_name: str = ""
-    total_segments: int = 1
-    workers: int = 1
-    complete: bool = False
-    connect_seconds: float = 0.0
-    seconds: float = 0.0
-    cpu_seconds: float = 0.0
-    items_per_second: float = 0.0
-    segments: list[SegmentMetrics] = field(default_factory=list)
-
-    def measure(self, opened: Iterator[str], pages: Pages, collect: OnPage) -> None:
-        """Open connections, read pages, `collect` their results; if interrupted, not `complete`."""
-        started = perf_counter()
-        cpu_started = process_time()
-        try:
-            list(opened)
-            self.connect_seconds = perf_counter() - started
-            started += self.connect_seconds
-            cpu_started = process_time()
-            for page in pages:
-                self.segments[page.segment - self.segments[0].segment].add_page(
-                    page, page.started - started
-                )
-                self.add(page)
-                if collect and page.pages:
-                    collect(page.result)
-                draw_line(f"{self.items:,} items, {self.consumed_rcu} RCU, "
-                          f"{self.throttled_requests} requests throttled")  # fmt: skip
-            self.complete = True
-        except KeyboardInterrupt:
-            pass  # it is not complete
-        finally:
-            pages.close()
-            self.seconds = perf_counter() - started
-            self.cpu_seconds = process_time() - cpu_started
-            self.items_per_second = self.items / self.seconds
-            draw_line("")
-
-    def rows(self) -> dict[str, str]:
-        """The metrics in words, the lab's own four first; the last three only if they say much."""
-        rcu = self.consumed_rcu
-        metrics = [
-            ("Total execution time", self.seconds, "{:.2f} s"),
-            ("Items processed", self.items, "{:,}"),
-            ("Items per second", self.items_per_second, "{:,.0f}"),
-            ("Consumed RCU", "n/a" if rcu is None else f"{rcu:,.1f}", "{}"),
-            ("Pages", self.pages, "{:,}"),
-            ("CPU time", self.cpu_seconds, "{:.2f} s"),
-            ("Connecting before", self.connect_seconds, "{:.2f} s"),
-            ("Items scanned", self.scanned if self.scanned != self.items else None, "{:,}"),
-            ("Throttled requests", self.throttled_requests or None, "{:,}"),
-            ("Retried requests", self.retried_requests or None, "{:,}"),
-        ]
-        return {name: form.format(value) for name, value, form in metrics if value is not None}
-
-
-def draw_line(text: str) -> None:
-    """Put a text in the place of the one before, on standard error, if that is a terminal."""
-    if sys.stderr.isatty():
-        write(sys.stderr, f"\r\x1b[K{text}".encode())
-
-
-@dataclass
-class Pace:
-    """When a worker may send its next request; all workers of a scan share it.
-
-    In any ten seconds the table pays `max_rcu` times ten and one page at most, unless answers are
-    lost on the way. What it paid is a debt, which time makes good at 0.93 of that rate; a request
-    under way has a full page set aside. Another goes out while both are half a second's worth at
-    most: 0.5 + 9.3 in ten seconds, and the last page; 0.2 are left for overfull pages."""
-    max_rcu: int | None = None
-    clock: Function = monotonic
-    sleep: Function = sleep
-    lock: Any = field(default_factory=Lock)
-    made_good_at: float = 0.0
-    set_aside: float = 0.0  # seconds' worth
-    item_rcu: float = 5.0  # what an item of the last page cost; before there is one, a high guess
-    throttled_since: float = inf
-
-    @contextmanager
-    def turn(self, request: Json) -> Iterator[Json]:
-        """Wait for a request's turn; yields it cut, by its Limit, to about a second's worth."""
-        if self.max_rcu is None:
-            yield request
-            return
-        # 1 MB and a little more, at half an RCU each 4 KB (Developer Guide, Scan).
-        full_page = 128.5 * (2 if request.get("ConsistentRead") else 1) / self.max_rcu
-        while True:
-            with self.lock:
-                if max(0.0, self.made_good_at - self.clock()) + self.set_aside <= 0.5:
-                    self.set_aside += full_page
-                    break
-            self.sleep(0.02)
-        # At least 2 RCU: of less, too much would be lost in rounding up to 4 KB.
-        limit = max(1, int(max(2, self.max_rcu) / self.item_rcu))
-        try:
-            yield {**request, "Limit": min(limit, request.get("Limit", limit))}
-        finally:
-            with self.lock:
-                self.set_aside -= full_page
-
-    def pay(self, page: Page) -> None:
-        """Enter what a page cost. Raises ScanError if that is not known but has to be."""
-        if page.pages:
-            self.throttled_since = inf
-        if self.max_rcu is None:
-            return
-        if page.consumed_rcu is None:
-            raise ScanError("--max-rcu needs an endpoint that reports consumed capacity")
-        with self.lock:
-            # A page that was lost on the way and sent again may have been paid for each time.
-            paid = page.consumed_rcu * (1 + page.retried_requests)
-            self.made_good_at = max(self.made_good_at, self.clock()) + paid / (0.93 * self.max_rcu)
-            if page.scanned:
-                self.item_rcu = max(0.5, page.consumed_rcu) / page.scanned
-
-    def back_off(self, refusals: int) -> None:
-        """Wait after a page's n-th refusal. Raises ScanError after five minutes without a page."""
-        self.throttled_since = min(self.throttled_since, self.clock())
-        if self.clock() - self.throttled_since > 300:
-            self.throttled_since = inf  # the scan may be run again
-            raise ScanError("throttled for five minutes, in which no worker got a page")
-        self.sleep(uniform(0.5, 1.0) * min(5.0, 0.05 * 2 ** min(refusals, 7)))
-
-
-def json_lines(texts: list[str]) -> bytes:
-    """A page as DynamoDB's export to S3 has it: {"Item": {...}} and a newline for each item."""
-    return b"".join(f'{{"Item":{text}}}\n'.encode() for text in texts)
-
-
-def saved(file: str | None, run: Callable[..., ScanMetrics]) -> ScanMetrics:
-    """Have a scan write what it collects to FILE, which is replaced by what is whole; a pipe, a
-    device, a descriptor and "-", standard output, are written to as they are. Raises OSError."""
-    if file is None or file in STANDARD_OUTPUT:
-        return run(file and partial(write, sys.stdout))
-    path = Path(os.path.realpath(file))  # a link stays one
-    if file.startswith("/dev/fd/") or (Path(file).exists() and not path.is_file()):
-        with Path(file).open("ab") as stream:
-            return run(partial(write, stream))
-    part = path.with_name(f".{getrandbits(64):x}.part")
-    try:
-        with part.open("xb") as stream:
-            with suppress(FileNotFoundError):
-                copymode(file, part)
-            metrics = run(partial(write, stream))
-        if metrics.complete:
-            part.replace(path)
-        return metrics
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def write(stream: Any, data: bytes) -> None:
-    """Write it all, without a buffer that would be written after an interrupt. Raises OSError."""
-    try:
-        while data:
-            data = data[os.write(stream.fileno(), data) :]
-    except OSError as error:
-        error.filename = stream.name
-        raise
-
-
-REMEDIES = {  # the first one counts that is found in an error's name or message
-    "ResourceNotFound": "is it there, and ACTIVE? check --table-name, --region, --endpoint-url",
-    "AccessDenied": "README.md has the policy that a scan needs",
-    "NoCredentials|PartialCred|NoRegion": "run aws configure, or try it without an account: "
-    "python tests/local_dynamodb.py compare.py",
-    "ProfileNotFound": "aws configure list-profiles shows the profiles there are",
-    "Expired|UnrecognizedClient|InvalidSignature|SSO|Token": "renew credentials, check the clock",
-    "attribute name|reserved": """use --expression-attribute-names '{"#mode": "game_mode"}'""",
-    "attribute value|parameter ExpressionAttributeValues": "values go into "
-    """--expression-attribute-values '{":min": {"N": "100"}}'""",
-    "Invalid endpoint|region_name": "check --region, and --endpoint-url: http://host:port",
-    r"Connect|Timeout|HTTPClient|SSL|ChecksumError|occurred \([0-9]|not answer": "check the "
-    "network, --region and --endpoint-url",
-    "throttled for": "raise the table's capacity, or read more slowly: --max-rcu",
-    "--max-rcu needs": "read small pages instead: --page-size 100",
+# Developer Guide, "Error handling with DynamoDB"
+THROTTLED = {
+    "ProvisionedThroughputExceededException",  # a provisioned table
+    "ThrottlingException",  # a table on demand
+    "RequestLimitExceeded",  # all tables of the account together
 }
 
 
-def status_of(main: Callable[[], int]) -> int:
-    """Run a script's main; returns the exit status. A failure is `error:`, with its `hint:`."""
-    if None in (sys.stdout, sys.stderr):
-        raise SystemExit("error: standard output or standard error is closed")
+def is_throttled(error: Exception) -> bool:
+    """Whether DynamoDB refused the request for lack of capacity."""
+    if not isinstance(error, ClientError):
+        return False
+    # 429 means "too many requests". A proxy may say only that.
+    return error_name(error) in THROTTLED or http_status(error) == 429
+
+
+def is_lost(error: Exception) -> bool:
+    """Whether the answer got lost. Then the same request may succeed."""
+    if isinstance(error, ClientError):
+        return http_status(error) >= 500  # DynamoDB failed to answer
+    if isinstance(error, botocore.exceptions.SSLError):
+        return False  # most often a certificate, which stays as it is
+    # No connection, no answer or half of one, and a wrong checksum.
+    return isinstance(
+        error,
+        (
+            botocore.exceptions.ConnectionError,
+            botocore.exceptions.HTTPClientError,
+            botocore.exceptions.ChecksumError,
+        ),
+    )
+
+
+def error_name(error: BaseException) -> str:
+    """The name of an error: DynamoDB's own, or the one of its Python class."""
+    if isinstance(error, ClientError):
+        return str(error.response["Error"]["Code"])
+    return type(error).__name__
+
+
+def http_status(error: ClientError) -> int:
+    return int(error.response["ResponseMetadata"]["HTTPStatusCode"])
+
+
+class ScanError(Exception):
+    """A scan cannot go on. The message, and perhaps a hint, are for the user."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class UsageError(ScanError):
+    """What the user asked for makes no sense."""
+
+
+def not_dynamodb(client: Client) -> ScanError:
+    """The error for an endpoint that answers something else."""
+    return ScanError(
+        f"{endpoint_of(client)} does not answer as DynamoDB does", CHECK_NETWORK
+    )
+
+
+# ---------------------------------------------------------------------------
+# 2. Timing and accounting
+# ---------------------------------------------------------------------------
+
+
+@dataclass
+class Metrics:
+    """What was measured of one scan, or of one segment.
+
+    `started` and `waits` are readings of time.perf_counter(). `started` is 0 before
+    the start. `seconds` and `cpu_seconds` are 0 until the end.
+    """
+
+    items: int = 0  # in the pages that arrived (Count)
+    scanned: int = 0  # read by DynamoDB, before any filter (ScannedCount)
+    pages: int = 0
+    consumed_rcu: float | None = 0.0  # None: the endpoint did not say
+    throttled_requests: int = 0  # refused for lack of capacity, and sent again
+    retried_requests: int = 0  # sent again because the answer was lost
+    started: float = 0.0
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0  # of the whole process in that time
+    complete: bool = False
+    waits: list[tuple[float, float]] = field(default_factory=list)  # while throttled
+    segments: dict[int, Metrics] = field(default_factory=dict)  # of a parallel scan
+
+    def add_page(self, page: Page) -> None:
+        """Count one page."""
+        self.items += page["Count"]
+        self.scanned += page["ScannedCount"]
+        self.pages += 1
+        self.add_rcu(consumed_rcu(page))
+
+    def add_segment(self, segment: int, metrics: Metrics) -> None:
+        """Count a segment's pages, and keep its metrics."""
+        self.segments[segment] = metrics
+        self.items += metrics.items
+        self.scanned += metrics.scanned
+        self.pages += metrics.pages
+        self.throttled_requests += metrics.throttled_requests
+        self.retried_requests += metrics.retried_requests
+        self.add_rcu(metrics.consumed_rcu)
+
+    def add_rcu(self, rcu: float | None) -> None:
+        """Add consumed capacity. If one part is not known, the sum is not known."""
+        if self.consumed_rcu is None or rcu is None:
+            self.consumed_rcu = None
+        else:
+            self.consumed_rcu += rcu
+
+    def items_per_second(self) -> float:
+        return self.items / self.seconds if self.seconds else 0.0
+
+
+@contextlib.contextmanager
+def timed(metrics: Metrics) -> Iterator[None]:
+    """Measure the time from here to the end of the `with` block.
+
+    A scan's first request opens its connection. The time for that is included.
+    """
+    metrics.started = time.perf_counter()
+    cpu_started = time.process_time()
+    try:
+        yield
+    finally:
+        metrics.seconds = time.perf_counter() - metrics.started
+        metrics.cpu_seconds = time.process_time() - cpu_started
+
+
+# ---------------------------------------------------------------------------
+# 3. The connection
+# ---------------------------------------------------------------------------
+
+MAX_CONNECTIONS = 1000  # each worker needs one
+
+
+def connect(
+    region: str | None = None,
+    profile: str | None = None,
+    endpoint_url: str | None = None,
+    plain: bool = False,
+) -> Client:
+    """Return a boto3 client for DynamoDB. boto3 finds out itself what is None.
+
+    The client differs from an ordinary one in two ways:
+
+    - It sends each request only once. `scan_page` sends it again, and counts that.
+    - Unless `plain`, items do not pass through botocore's parser. See
+      `take_items_out`.
+
+    Raises UsageError for a wrong endpoint or region, ScanError if credentials cannot
+    be loaded, and BotoCoreError.
+    """
+    session = boto3.Session(profile_name=profile, region_name=region)
+    # Without a terminal, the prompt for an MFA code warns and then fails.
+    warnings.simplefilter("error", getpass.GetPassWarning)
+    # Load credentials now, in the main thread, because boto3 may ask for an MFA code.
+    load_credentials(session)
+    config = Config(
+        # "legacy" checks the checksum of each page. With a single attempt,
+        # "standard" and "adaptive" return a damaged page as if it were good.
+        retries={"mode": "legacy", "total_max_attempts": 1},
+        connect_timeout=5,
+        read_timeout=10,
+        max_pool_connections=MAX_CONNECTIONS,
+    )
+    try:
+        client = session.client("dynamodb", endpoint_url=endpoint_url, config=config)
+        check_address(client.meta.endpoint_url, client.meta.region_name)
+    except BotoCoreError:
+        raise
+    except ValueError as error:
+        raise UsageError(
+            "the endpoint or the region is not valid",
+            "an endpoint looks like http://localhost:8000, a region like us-east-1",
+        ) from error
+    # Credentials may expire during a long scan. So look at them before each request,
+    # and renew them if necessary.
+    client.meta.events.register(
+        "provide-client-params.dynamodb", lambda **_: load_credentials(session)
+    )
+    if not plain:
+        client.meta.events.register("before-parse.dynamodb.Scan", take_items_out)
+    return client
+
+
+def check_address(url: str, region: str) -> None:
+    """Raise ValueError if this cannot be the URL and the region of an endpoint."""
+    parts = urllib.parse.urlsplit(url)
+    port = parts.port  # raises ValueError if it is not a port
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+        raise ValueError("this is not the URL of an endpoint")
+    if any(character.isspace() for character in url + region):
+        raise ValueError("there is a space or a line break in it")
+
+
+def endpoint_of(client: Client) -> str:
+    """The endpoint's URL, without the name and the password that may be in it."""
+    parts = urllib.parse.urlsplit(client.meta.endpoint_url)
+    host = parts.netloc.rpartition("@")[2]
+    return f"{parts.scheme}://{host}{parts.path}"
+
+
+def load_credentials(session: boto3.Session) -> None:
+    """Load the user's credentials, or renew them if they are about to expire.
+
+    Raises NoCredentialsError if there are none, and ScanError if that fails.
+    """
+    try:
+        credentials = session.get_credentials()
+        if credentials is None:
+            raise botocore.exceptions.NoCredentialsError
+        keys = credentials.get_frozen_credentials()
+        text = "".join([keys.access_key or "", keys.secret_key or "", keys.token or ""])
+    except botocore.exceptions.NoCredentialsError:
+        raise
+    except getpass.GetPassWarning as error:
+        raise ScanError(
+            "could not load credentials: there is no terminal to enter an MFA code in"
+        ) from error
+    except Exception as error:  # the user's files and programs can fail in any way
+        raise ScanError(
+            f"could not load credentials: {type(error).__name__}: {error}",
+            "aws sts get-caller-identity shows whether the AWS CLI can load them",
+        ) from error
+    if not (text.isascii() and text.isprintable()):
+        # They go into the headers of a request. The HTTP client would refuse such a
+        # header, and print it.
+        raise ScanError(
+            "could not load credentials: a key or a token contains a line break or "
+            "another special character"
+        )
+
+
+# The text before the first item, and between two items. (?=\{) means: a { follows.
+FIRST_ITEM = re.compile(r'"Items"\s*:\s*\[\s*(?=\{)')
+NEXT_ITEM = re.compile(r"\s*,\s*(?=\{)")
+json_decoder = json.JSONDecoder()
+
+
+def take_items_out(
+    response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: Any
+) -> None:
+    """Take the items out of an answer to Scan before botocore parses the answer.
+
+    botocore's parser visits every attribute of every item in Python code. Only one
+    thread at a time can run Python code (the GIL), so more threads do not parse
+    faster. Python's JSON decoder is written in C. Here it finds where each item
+    ends, and that takes a fifteenth of the time.
+
+    botocore calls this function with the answer in `response_dict`. An example:
+
+        {"Count":2,"Items":[{"score":{"N":"42"}},{"score":{"N":"7"}}],"ScannedCount":2}
+                            ^ start                                  ^ end
+
+    The texts of the items go into `customized_response_dict`. botocore adds what is
+    in there to the page. It parses only the rest:
+
+        {"Count":2,"Items":[],"ScannedCount":2}
+
+    A body that is not JSON is left as it is. botocore compares the checksum later.
+    (The hook is called before-parse. botocore has it since 1.35.16.)
+    """
+    if response_dict["status_code"] != 200:
+        return
+    body: bytes = response_dict["body"]
+    # In Latin-1 each byte is one character. So a position in `text` is the same
+    # position in `body`.
+    text = body.decode("latin-1")
+    first_item = FIRST_ITEM.search(text)
+    if first_item is None:
+        return
+    start = item_start = first_item.end()
+    items = []
+    while True:
+        try:
+            _, end = json_decoder.raw_decode(text, item_start)
+        except (ValueError, RecursionError):
+            return
+        items.append(body[item_start:end])
+        comma = NEXT_ITEM.match(text, end)
+        if comma is None:
+            break
+        item_start = comma.end()
+    customized_response_dict["Items"] = items
+    response_dict["body"] = body[:start] + body[end:]
+
+
+# ---------------------------------------------------------------------------
+# 4. The command line
+# ---------------------------------------------------------------------------
+
+DONE = 0
+FAILED = 1
+WRONG_USAGE = 2
+INTERRUPTED = 130  # as shells have it: 128 and the number of SIGINT
+
+
+def add_scan_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that all scripts share. They are named as in the AWS CLI."""
+    reading = parser.add_argument_group("what to read")
+    reading.add_argument(
+        "--table-name", default="GameLeaderboard", help="default: GameLeaderboard"
+    )
+    reading.add_argument("--index-name", metavar="NAME", help="scan this index instead")
+    reading.add_argument(
+        "--consistent-read",
+        action="store_true",
+        help="see every write that was made before; costs twice the capacity",
+    )
+    reading.add_argument(
+        "--page-size",
+        type=whole_number(1, 1_000_000_000),
+        metavar="N",
+        help="read at most N items for a page (Scan's Limit)",
+    )
+    reading.add_argument(
+        "--select",
+        choices=["ALL_ATTRIBUTES", "COUNT"],
+        help="COUNT: count the items, do not send them; costs the same capacity",
+    )
+    reading.add_argument(
+        "--filter-expression",
+        metavar="EXPR",
+        help="send only the items that match; the others cost capacity, too",
+    )
+    reading.add_argument(
+        "--projection-expression",
+        metavar="EXPR",
+        help="send only these attributes; the others cost capacity, too",
+    )
+    reading.add_argument(
+        "--expression-attribute-names",
+        type=json_object,
+        metavar="JSON",
+        help="""names for the expressions: '{"#mode": "game_mode"}'""",
+    )
+    reading.add_argument(
+        "--expression-attribute-values",
+        type=json_object,
+        metavar="JSON",
+        help="""values for the expressions: '{":min": {"N": "100"}}'""",
+    )
+    connection = parser.add_argument_group("connection (default: what boto3 finds)")
+    connection.add_argument("--region", metavar="REGION", help="such as us-east-1")
+    connection.add_argument("--profile", metavar="NAME", help="of your AWS settings")
+    connection.add_argument(
+        "--endpoint-url", metavar="URL", help="such as http://localhost:8000"
+    )
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--output",
+        choices=["table", "json"],
+        default="table",
+        help="json: for another program",
+    )
+
+
+def request_from(args: argparse.Namespace) -> Request:
+    """The parameters of Scan that the flags ask for."""
+    request = {
+        "TableName": args.table_name,
+        "IndexName": args.index_name,
+        "ConsistentRead": args.consistent_read or None,
+        "Limit": args.page_size,
+        "Select": args.select,
+        "FilterExpression": args.filter_expression,
+        "ProjectionExpression": args.projection_expression,
+        "ExpressionAttributeNames": args.expression_attribute_names,
+        "ExpressionAttributeValues": args.expression_attribute_values,
+    }
+    return {name: value for name, value in request.items() if value is not None}
+
+
+def whole_number(lowest: int, highest: int) -> Callable[[str], int]:
+    """A `type` for argparse: a whole number from lowest to highest."""
+
+    def parse(text: str) -> int:
+        number = int(text)
+        if not lowest <= number <= highest:
+            raise argparse.ArgumentTypeError(
+                f"{text} is not from {lowest:,} to {highest:,}"
+            )
+        return number
+
+    parse.__name__ = "whole number"  # argparse shows it: invalid whole number value
+    return parse
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """A `type` for argparse: a JSON object. Binary values (B, BS) are in base64."""
+    try:
+        value = json.loads(text, object_hook=decode_binary)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text} is not a JSON object")
+    return value
+
+
+def decode_binary(value: dict[str, Any]) -> dict[str, Any]:
+    """Decode the base64 of a binary attribute value; leave any other as it is."""
+    binary = value.get("B")
+    if isinstance(binary, str):
+        return {"B": base64.b64decode(binary, validate=True)}
+    binary_set = value.get("BS")
+    if isinstance(binary_set, list):
+        return {"BS": [base64.b64decode(one, validate=True) for one in binary_set]}
+    return value
+
+
+def metrics_rows(metrics: Metrics) -> dict[str, str]:
+    """The metrics for a person: a name and a text each. The lab's own come first."""
+    rcu = metrics.consumed_rcu
+    rows = {
+        "Total execution time": f"{metrics.seconds:.2f} s",
+        "Items processed": f"{metrics.items:,}",
+        "Items per second": f"{metrics.items_per_second():,.0f}",
+        "Consumed RCU": "n/a" if rcu is None else f"{rcu:,.1f}",
+        "Pages": f"{metrics.pages:,}",
+        "CPU time": f"{metrics.cpu_seconds:.2f} s",
+    }
+    if metrics.scanned != metrics.items:
+        rows["Items scanned"] = f"{metrics.scanned:,}"
+    if metrics.throttled_requests:
+        rows["Throttled requests"] = f"{metrics.throttled_requests:,}"
+    if metrics.retried_requests:
+        rows["Retried requests"] = f"{metrics.retried_requests:,}"
+    return rows
+
+
+def metrics_json(
+    metrics: Metrics, segments: dict[int, Metrics], **description: Any
+) -> dict[str, Any]:
+    """The metrics for a program.
+
+    `description` says what was scanned: mode, table_name, total_segments, workers.
+    """
+    return {
+        **description,
+        "complete": metrics.complete,
+        "seconds": metrics.seconds,
+        "cpu_seconds": metrics.cpu_seconds,
+        **counts_json(metrics),
+        "items_per_second": metrics.items_per_second(),
+        "segments": [
+            {
+                "segment": segment,
+                **counts_json(of_segment),
+                "started": of_segment.started - metrics.started,
+                "seconds": of_segment.seconds,
+            }
+            for segment, of_segment in segments.items()
+        ],
+    }
+
+
+def counts_json(metrics: Metrics) -> dict[str, Any]:
+    return {
+        "items": metrics.items,
+        "scanned": metrics.scanned,
+        "pages": metrics.pages,
+        "consumed_rcu": metrics.consumed_rcu,
+        "throttled_requests": metrics.throttled_requests,
+        "retried_requests": metrics.retried_requests,
+    }
+
+
+def metrics_table(metrics: Metrics) -> str:
+    return tabulate(metrics_rows(metrics).items(), disable_numparse=True)
+
+
+def print_result(text: str, complete: bool, stream: TextIO | None = None) -> int:
+    """Print the result, on standard output by default. Return the exit status."""
+    if not complete:
+        # The user wants to leave. If the output is a pipe that nobody reads, printing
+        # would wait for ever. So end the program in a second in any case.
+        timer = threading.Timer(1, os._exit, [INTERRUPTED])
+        timer.daemon = True
+        timer.start()
+    say(text, stream or sys.stdout)
+    if complete:
+        return DONE
+    say("interrupted: this is what was read until then", sys.stderr)
+    return INTERRUPTED
+
+
+def say(text: str, stream: TextIO) -> None:
+    """Print a text and a newline. A line of progress makes room for it."""
+    show_line("")
+    write_all(stream, f"{text}\n".encode(stream.encoding, "replace"))
+
+
+def write_all(stream: IO[Any], data: bytes) -> None:
+    """Write to a stream at once, and not to a buffer that is written later."""
+    while data:
+        written = os.write(stream.fileno(), data)
+        data = data[written:]
+
+
+class Progress:
+    """A line on the terminal that shows how far a scan has come."""
+
+    def __init__(self) -> None:
+        self.next_time = 0.0
+
+    def is_due(self) -> bool:
+        """Whether it is time to show it: once a second, and only on a terminal."""
+        return sys.stderr.isatty() and time.monotonic() >= self.next_time
+
+    def show(self, metrics: Metrics, more: str = "") -> None:
+        self.next_time = time.monotonic() + 1
+        seconds = time.perf_counter() - metrics.started
+        parts = [f"{metrics.items:,} items", f"{metrics.items / seconds:,.0f} items/s"]
+        if metrics.consumed_rcu is not None:
+            parts.append(f"{metrics.consumed_rcu / seconds:,.0f} RCU/s")
+        if metrics.throttled_requests:
+            parts.append(f"{metrics.throttled_requests:,} throttled")
+        if more:
+            parts.append(more)
+        show_line(", ".join(parts))
+
+
+def show_line(text: str) -> None:
+    """Replace the line of progress on standard error, if that is a terminal."""
+    if sys.stderr.isatty():
+        width = shutil.get_terminal_size().columns - 1
+        write_all(sys.stderr, f"\r\x1b[K{text[:width]}".encode())
+
+
+CHECK_NETWORK = "check the network, --region and --endpoint-url"
+NO_ACCOUNT = (
+    "run aws configure, or try it without an account: "
+    "python tests/local_dynamodb.py compare.py"
+)
+# By the name that DynamoDB or botocore gives the error.
+HINTS = {
+    "AccessDeniedException": "README.md shows the permissions that a scan needs",
+    "ConnectTimeoutError": CHECK_NETWORK,
+    "ConnectionClosedError": CHECK_NETWORK,
+    "EndpointConnectionError": CHECK_NETWORK,
+    "ExpiredTokenException": "renew your credentials",
+    "InvalidSignatureException": "check this machine's clock and your credentials",
+    "InternalServerError": "try again in a minute",
+    "InvalidRegionError": "a region looks like us-east-1",
+    "NoCredentialsError": NO_ACCOUNT,
+    "NoRegionError": NO_ACCOUNT,
+    "PartialCredentialsError": NO_ACCOUNT,
+    "ProfileNotFound": "aws configure list-profiles shows your profiles",
+    "ProxyConnectionError": CHECK_NETWORK,
+    "ReadTimeoutError": CHECK_NETWORK,
+    "ResourceNotFoundException": "check --table-name, --region and --endpoint-url",
+    "RuntimeError": "use fewer --workers",
+    "SSLError": "check --endpoint-url, and the certificates (AWS_CA_BUNDLE)",
+    "ThrottlingException": "try again in a minute",
+    "UnrecognizedClientException": "check your credentials and --region",
+    "ValidationException": "check the flags. A reserved word such as name needs a "
+    """placeholder: --expression-attribute-names '{"#n": "name"}'""",
+}
+
+
+def hint_for(error: BaseException) -> str:
+    """What the user can do about an error. Empty if there is nothing to say."""
+    if isinstance(error, ScanError):
+        return error.hint
+    name = error_name(error)
+    if name.isdigit():  # only an HTTP status: it is not from DynamoDB itself
+        return CHECK_NETWORK
+    return HINTS.get(name, "")
+
+
+# Exceptions whose message is for the user. RuntimeError: no more threads can start.
+FAILURES = (ScanError, BotoCoreError, ClientError, OSError, RuntimeError)
+USAGE_ERRORS = (
+    UsageError,
+    botocore.exceptions.InvalidRegionError,
+    botocore.exceptions.ParamValidationError,
+)
+
+
+def run_script(main: Callable[[], int]) -> int:
+    """Call a script's main function, and return the exit status.
+
+    A failure is printed as one line, `error: ...`, and perhaps a second one,
+    `hint: ...`.
+    """
+    if sys.stdout is None or sys.stderr is None:
+        sys.exit("error: standard output or standard error is closed")
     handle_signals(interrupt)
     try:
-        return main()
-    except BrokenPipeError:  # as `yes | head` ends: nobody reads on
-        return 141
-    except (BotoCoreError, ClientError, OSError, RuntimeError, ValueError) as error:
-        said = " ".join(str(error).split())
-        hints = [hint for words, hint in REMEDIES.items() if re.search(words, repr(error))]
-        say("\nhint: ".join([f"error: {said:.500}", *hints[:1]]), sys.stderr)
-        return 2 if isinstance(error, (ValueError, ParamValidationError)) else 1
+        return main_status(main)
+    except KeyboardInterrupt:
+        return INTERRUPTED
     finally:
-        handle_signals(signal.SIG_IGN)  # it is about to end
+        # The program is about to end. First deal with a signal that is on its way,
+        # then ignore signals: they would change the exit status.
+        handle_signals(end_at_once)
+        handle_signals(signal.SIG_IGN)
 
 
-def handle_signals(handler: Any) -> None:
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGALRM"):
-        number = getattr(signal, name, signal.SIGINT)  # Windows has the first two
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as it is under nohup
-            signal.signal(number, handler)
+def main_status(main: Callable[[], int]) -> int:
+    """Call a script's main function. If it fails, say so. Return the exit status."""
+    try:
+        return main()
+    except FAILURES as error:
+        # A SegmentError of parallel_scan.py was raised from the error of a worker.
+        cause = error.__cause__ or error
+        if isinstance(cause, BrokenPipeError):
+            return FAILED  # nobody reads the output any more: `| head`
+        say_error(error)
+        wrong_usage = isinstance(error, USAGE_ERRORS) or isinstance(cause, USAGE_ERRORS)
+        return WRONG_USAGE if wrong_usage else FAILED
+
+
+def handle_signals(handler: Callable[..., None] | signal.Handlers) -> None:
+    signal.signal(signal.SIGINT, handler)
+    signal.signal(signal.SIGTERM, handler)
 
 
 def interrupt(*_: object) -> None:
-    """A signal's handler. Another one would cut off the report; an alarm does, if that is stuck."""
-    handle_signals(lambda *_: None)  # SIG_IGN would complain of a signal that is on its way
-    if sys.platform != "win32":
-        signal.signal(signal.SIGALRM, interrupt)
-        signal.alarm(1)
-    raise Interrupted(130)
+    """Handle Ctrl-C or SIGTERM. The next signal ends the program at once."""
+    handle_signals(end_at_once)
+    raise KeyboardInterrupt
 
 
-def add_scan_flags(parser: ArgumentParser, save: bool = True) -> None:
-    """The flags that the scripts share; a `dest` in capitals is a parameter of Scan's."""
-    flag = parser.add_argument_group("what to read").add_argument
-    flag("--table-name", dest="TableName", default="GameLeaderboard", help="default: %(default)s")
-    flag("--index-name", dest="IndexName", metavar="NAME", help="scan this index instead")
-    flag("--consistent-read", dest="ConsistentRead", action="store_true",
-         help="see every write made before; costs twice the capacity")
-    flag("--select", dest="Select", choices=["ALL_ATTRIBUTES", "COUNT"], help="COUNT: send none")
-    flag("--filter-expression", dest="FilterExpression", metavar="EXPR",
-         help="keep what matches; the rest costs capacity all the same")
-    flag("--projection-expression", dest="ProjectionExpression", metavar="EXPR",
-         help="send these attributes; the others cost capacity all the same")
-    flag("--expression-attribute-names", dest="ExpressionAttributeNames", type=json_value,
-         metavar="JSON", help="""such as '{"#mode": "game_mode"}'""")
-    flag("--expression-attribute-values", dest="ExpressionAttributeValues", type=json_value,
-         metavar="JSON", help="""such as '{":min": {"N": "100"}}'""")
-    flag = parser.add_argument_group("capacity").add_argument
-    flag("--page-size", dest="Limit", type=int, help="items read for a page, at most")
-    flag("--max-rcu", type=int, metavar="R",
-         help="take at most R read capacity units a second, all workers together")
-    flag = parser.add_argument_group("connection").add_argument
-    for name in ("--region", "--profile", "--endpoint-url"):
-        flag(name, help="default: what boto3 finds")
-    flag = parser.add_argument_group("output").add_argument
-    flag("--output", choices=["table", "json"], default="table", help="json: for a program")
-    if save:
-        flag("--save", metavar="FILE", help="write every item, one JSON object a line, as "
-             "DynamoDB's export to S3 does; - is standard output")  # fmt: skip
+def end_at_once(*_: object) -> None:
+    os._exit(INTERRUPTED)
 
 
-def scan_from(args: Namespace) -> Scan:
-    """The scan that the flags ask for. Raises ValueError."""
-    file = vars(args).get("save")
-    if file and args.Select == "COUNT":
-        raise ValueError("--save needs the items, and --select COUNT sends none")
-    if args.max_rcu is not None and not 1 <= args.max_rcu <= 1_000_000:
-        raise ValueError("--max-rcu is a whole number from 1 to 1,000,000")
-    flags = vars(args).items()
-    request = {name: value for name, value in flags if name[0].isupper() and value is not None}
-    connection = Connection(args.region, args.profile, args.endpoint_url)
-    return Scan(connection, request, Pace(args.max_rcu), json_lines if file else None)
+def say_error(error: BaseException) -> None:
+    """Print an error on one line, and what to do about it on a second one."""
+    say(f"error: {one_line(str(error))[:500]}", sys.stderr)
+    hint = hint_for(error)
+    if hint:
+        say(f"hint: {hint}", sys.stderr)
 
 
-def report(metrics: ScanMetrics, args: Namespace, chart: str = "") -> int:
-    """Print one scan's metrics, not where its items went; returns the exit status."""
-    text = json.dumps(asdict(metrics))
-    if args.output == "table":
-        text = f"{tabulate(metrics.rows().items(), disable_numparse=True)}{chart}"
-    say(text, sys.stderr if args.save in STANDARD_OUTPUT else sys.stdout)
-    if metrics.complete:
-        return 0
-    say("Interrupted: these pages came until then; others were under way.", sys.stderr)
-    return 130
-
-
-def say(text: str, stream: Any) -> None:
-    """Print a line, at once. Raises OSError."""
-    write(stream, f"{text}\n".encode(stream.encoding, "replace"))
+def one_line(message: str) -> str:
+    """Make an error's message fit for a terminal, without a password in it."""
+    printable = "".join(c if c.isprintable() else " " for c in message)
+    message = " ".join(printable.split())
+    message = re.sub(r"//[^/\s]*@", "//", message)  # http://name:password@host
+    # botocore counts its own retries. There are none, because `scan_page` retries.
+    return message.replace(" (reached max retries: 0)", "")

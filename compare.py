@@ -1,297 +1,512 @@
-"""Scan a DynamoDB table both ways, and show the metrics side by side.
+#!/usr/bin/env python3
+"""Scan a DynamoDB table sequentially and in parallel, and compare the two.
 
-python compare.py [--total-segments N ...] [--runs R] [--output json]; --help lists every flag.
+    python compare.py --total-segments 2 4 8 --runs 3
+
+It prints the metrics side by side, and a conclusion: `conclusion` says how it is
+reached.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import shutil
 import sys
 import textwrap
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import tabulate
 
 import common
-from common import Json, Scan, ScanMetrics
-from parallel_scan import MOST_WORKERS, WORKERS_HELP, parallel_scan, timeline, whole_number
+from common import Client, Metrics, Request
+from parallel_scan import DEFAULT_WORKERS, add_workers_flag, parallel_scan, timeline
 from sequential_scan import sequential_scan
 
-Runs = list[ScanMetrics]  # of one way to scan, the fastest first
-LAB_RCU = 5  # what the lab's table is provisioned with
-tabulate.MIN_PADDING = 0  # of headers: five scans fit 80 columns
-SAME = 1.05  # times within 5 % are as good as each other
+# ---------------------------------------------------------------------------
+# The table
+# ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Table:
-    """What DescribeTable says: counts are some six hours old. Read capacity None is on demand."""
+    """What DescribeTable says. The counts are estimates, up to six hours old."""
 
     name: str
     item_count: int
     size_bytes: int
-    read_capacity: int | None
-    billing_mode: str
+    read_capacity: int | None  # None: on demand
 
 
-def described(scan: Scan) -> Table:
-    """The table of a scan. Raises ScanError, and botocore's errors."""
-    name = scan.request["TableName"]
-    with scan.connection.client() as client:
-        table = client.describe_table(TableName=name)["Table"]
-        # A table created as provisioned has no summary (API reference, DescribeTable).
-        billing = table.get("BillingModeSummary", {})
+def describe(client: Client, table_name: str) -> Table:
+    """Describe a table. Raises ScanError, or an error of botocore's."""
+    try:
+        table = client.describe_table(TableName=table_name)["Table"]
         throughput = table.get("ProvisionedThroughput", {})
         return Table(
-            name,
+            name=table_name,
             item_count=int(table.get("ItemCount", 0)),
             size_bytes=int(table.get("TableSizeBytes", 0)),
+            # A table on demand has 0. (API reference, DescribeTable)
             read_capacity=int(throughput.get("ReadCapacityUnits", 0)) or None,
-            billing_mode=billing.get("BillingMode", "PROVISIONED"),
         )
+    except common.NOT_AN_ANSWER as error:
+        raise common.not_dynamodb(client) from error
 
 
-def facts(table: Table) -> str:
-    """What the table is."""
-    capacity = f"{table.read_capacity} RCU" if table.read_capacity else "on demand"
-    size = f"{table.size_bytes / 1e6:,.1f} MB"
-    items = f"about {table.item_count:,} items"
-    return f"{table.name}: {items}, {size}; read capacity: {capacity}"
-
-
-def cost(table: Table, scans: int, is_consistent: bool, max_rcu: int | None) -> str:
-    """What so many scans will take from the table, before they do."""
-    rcu = scans * table.size_bytes / 4096 * (1 if is_consistent else 0.5)
-    text = f"{scans} scans of the whole table consume about {rcu:,.0f} RCU"
-    if max_rcu:
-        return f"{text}: at --max-rcu {max_rcu}, in about {rcu / max_rcu:,.0f} s."
+def cost_text(table: Table, scans: int, consistent: bool) -> str:
+    """What the scans will cost. It is said before they start."""
+    # Half an RCU for each 4 KB, or a whole one. (Developer Guide, read consistency)
+    rcu = scans * table.size_bytes / 4096 * (1.0 if consistent else 0.5)
+    text = f"{scans} scans of this table consume about {rcu:,.0f} RCU."
     if table.read_capacity is None:
-        return f"{text}, billed by the request."
-    burst = 300 * table.read_capacity  # Developer Guide, burst capacity
+        return f"{text} It is on demand: each request is billed."
     return (
-        f"{text}. The table has {table.read_capacity} a second, and up to {burst:,} that were not "
-        "used in the last 300 s. How much of that is left is not known: without it, the scans take "
-        f"about {rcu / table.read_capacity:,.0f} s."
+        f"{text} The table has {table.read_capacity:,} RCU a second. "
+        f"Up to {300 * table.read_capacity:,} RCU that it did not use in the last "
+        "five minutes may be saved. How many are left is not known. "
+        f"With none left, the scans take about {rcu / table.read_capacity:,.0f} s."
     )
 
 
-def compare(scan: Scan, counts: list[int], workers: int, rounds: int) -> list[Runs]:
-    """Scan sequentially, and in each of these counts of segments, so many times.
+# ---------------------------------------------------------------------------
+# The scans
+# ---------------------------------------------------------------------------
 
-    Every other round goes back, so that warmth and burst favour none. An interrupt ends it."""
-    ways = [functools.partial(sequential_scan, scan)]
-    ways += [
-        functools.partial(parallel_scan, scan, count, workers)
-        for count in counts
-    ]
-    results: list[Runs] = [[] for _ in ways]
+
+@dataclass
+class Way:
+    """One way to scan the table, and the runs that were complete."""
+
+    total_segments: int | None  # None: a sequential scan
+    runs: list[Metrics] = field(default_factory=list)
+
+    @property
+    def segment_count(self) -> int:
+        """The number of segments. A sequential scan is one."""
+        return self.total_segments or 1
+
+    @property
+    def name(self) -> str:
+        if self.total_segments is None:
+            return "sequential scan"
+        return f"scan in {segments_text(self.total_segments)}"
+
+    @property
+    def by_time(self) -> list[Metrics]:
+        """The runs, the fastest first."""
+        return sorted(self.runs, key=lambda run: run.seconds)
+
+    @property
+    def median(self) -> Metrics:
+        """The run that stands for all of them. Of two in the middle, the faster."""
+        return self.by_time[(len(self.runs) - 1) // 2]
+
+    def run(self, client: Client, request: Request, workers: int | None) -> Metrics:
+        # Close the connections of the scan before, so that each scan has to open its
+        # own. (boto3 does that when it sends the next request.)
+        client.close()
+        if self.total_segments is None:
+            return sequential_scan(client, request)
+        return parallel_scan(client, request, self.total_segments, workers)
+
+
+@dataclass
+class Comparison:
+    """A sequential scan, and parallel scans of the same table."""
+
+    sequential: Way
+    parallel: list[Way]  # the fewest segments first
+    interrupted: Way | None = None
+    items_until_then: int = 0
+
+    @property
+    def ways(self) -> list[Way]:
+        return [self.sequential, *self.parallel]
+
+    @property
+    def best(self) -> Way:
+        """The fastest parallel scan. Within 5 %, the one with the fewest segments."""
+        fastest = min(way.median.seconds for way in self.parallel)
+        as_fast = [way for way in self.parallel if way.median.seconds <= 1.05 * fastest]
+        return as_fast[0]
+
+
+def compare(
+    client: Client,
+    request: Request,
+    segment_counts: list[int],
+    workers: int | None,
+    rounds: int,
+) -> Comparison:
+    """Scan the table in each way, `rounds` times. Ctrl-C ends it.
+
+    Every other round goes backwards. So a table that warms up, or that runs out of
+    saved capacity, does not always favour the same way.
+    """
+    comparison = Comparison(Way(None), [Way(count) for count in segment_counts])
     for number in range(rounds):
-        order = list(zip(ways, results))
-        for way, runs in reversed(order) if number % 2 else order:
-            runs.append(way())
-            runs.sort(key=lambda run: run.seconds)
-            if not all(run.complete for run in runs):
-                return [runs for runs in results if runs]
-    return results
+        backwards = number % 2 == 1
+        ways = comparison.ways[::-1] if backwards else comparison.ways
+        for way in ways:
+            metrics = way.run(client, request, workers)
+            if not metrics.complete:
+                comparison.interrupted = way
+                comparison.items_until_then = metrics.items
+                return comparison
+            way.runs.append(metrics)
+    return comparison
 
 
-def typical(runs: Runs) -> ScanMetrics:
-    """The median run, which stands for all."""
-    return runs[(len(runs) - 1) // 2]
+# ---------------------------------------------------------------------------
+# The conclusion
+# ---------------------------------------------------------------------------
 
 
-def best(results: list[Runs]) -> Runs:
-    """Of the parallel scans, the one with the fewest segments within 5 % of the fastest."""
-    parallel = results[1:] or results
-    fastest = min(typical(runs).seconds for runs in parallel)
-    return next(
-        runs
-        for runs in parallel
-        if typical(runs).seconds <= fastest * SAME
-    )
+def conclusion(comparison: Comparison, plain: bool) -> list[str]:
+    """What can be said of the scans: a few sentences, the most important first.
 
-
-def times_as_fast(runs: Runs, others: Runs) -> float:
-    return typical(others).seconds / typical(runs).seconds
-
-
-def column(runs: Runs, sequential: Runs) -> dict[str, str]:
-    """One scan's metrics, and how it compares."""
-    rows = list(typical(runs).rows().items())
-    speed = times_as_fast(runs, sequential)
-    rows.insert(4, ("Times as fast", f"{speed:.1f}"))
-    if len(runs) > 1:
-        rows.insert(1, ("Fastest run", f"{runs[0].seconds:.2f} s"))
-        rows.insert(2, ("Slowest run", f"{runs[-1].seconds:.2f} s"))
-    return dict(rows)
-
-
-def side_by_side(results: list[Runs]) -> str:
-    """The table: a column a scan, a row a metric."""
-    columns = [column(runs, results[0]) for runs in results]
-    names = dict.fromkeys(
-        name
-        for each in columns
-        for name in each
-    )
-    rows = [
-        [name, *(each.get(name, "") for each in columns)]
-        for name in names
+    Each function below adds the sentences about one subject. A new case is a
+    condition and a sentence. Nothing is said that was not measured.
+    """
+    if comparison.interrupted is not None:
+        return [
+            f"Interrupted: the {comparison.interrupted.name} had read "
+            f"{comparison.items_until_then:,} items. No speeds are compared."
+        ]
+    if read_different_items(comparison):
+        return different_items(comparison)
+    return [
+        *throttling(comparison),
+        *speed(comparison),
+        *causes(comparison, plain),
+        *cost(comparison),
     ]
-    heads = [
-        f"{typical(runs).total_segments:,}\nsegments"
-        for runs in results[1:]
+
+
+def read_different_items(comparison: Comparison) -> bool:
+    """Whether the scans cannot be compared, because they read different items."""
+    runs = [run for way in comparison.ways for run in way.runs]
+    return len({(run.items, run.scanned) for run in runs}) > 1
+
+
+def different_items(comparison: Comparison) -> list[str]:
+    """Why no speeds are compared."""
+    runs = [run for way in comparison.ways for run in way.runs]
+    counts = sorted({run.scanned for run in runs})
+    if len(counts) == 1:
+        counts = sorted({run.items for run in runs})
+    sentences = [
+        "The scans read different numbers of items, from "
+        f"{counts[0]:,} to {counts[-1]:,}. No speeds are compared."
     ]
-    return tabulate.tabulate(
-        rows,
-        headers=["", "sequential", *heads],
-        colalign=["left"] + ["right"] * len(results),
-        disable_numparse=True,
-    )
+    expected = comparison.sequential.median.scanned
+    for way in comparison.parallel:
+        if expected == 0 or way.median.scanned <= expected:
+            continue
+        times_as_many, rest = divmod(way.median.scanned, expected)
+        if rest == 0:
+            return [
+                *sentences,
+                f"The {way.name} read exactly {times_as_many:,} times as many as the "
+                "sequential scan. The endpoint seems to ignore segments.",
+            ]
+    return [*sentences, "Perhaps the table was written to meanwhile."]
 
 
-def limit(metrics: ScanMetrics, max_rcu: int | None) -> str:
-    """What kept a scan from going faster, as far as was measured; empty if nothing tells."""
-    waited = sum(
-        end - start
-        for segment in metrics.segments
-        for start, end in segment.waits
-    )
-    spent = sum(segment.seconds for segment in metrics.segments)
-    if metrics.throttled_requests and waited > spent / 10:
-        return "The table's capacity"
-    if max_rcu and (metrics.consumed_rcu or 0) > 0.7 * max_rcu * metrics.seconds:
-        return "Your own --max-rcu"
-    if metrics.cpu_seconds > 0.7 * metrics.seconds:
-        return "This machine's CPU"
-    return ""
+def throttling(comparison: Comparison) -> list[str]:
+    """Which scans were throttled, and how often."""
+    throttled = [way for way in comparison.ways if way.median.throttled_requests]
+    if not throttled:
+        return []
+    sentences = []
+    for way in throttled:
+        often = times_text(way.median.throttled_requests)
+        sentences.append(f"The {way.name} was throttled {often}.")
+    sentences.append("The time of a throttled scan includes its waits.")
+    if comparison.sequential in throttled:
+        sentences.append("The table's capacity limited even the sequential scan.")
+    return sentences
 
 
-def verdict(results: list[Runs], max_rcu: int | None) -> str:
-    """What came of it, in plain words."""
-    sequential = results[0]
-    chosen = best(results)
-    limits = [limit(typical(runs), max_rcu) for runs in (sequential, chosen)]
-    if not all(run.complete for runs in results for run in runs):
-        return "Interrupted: this is what was measured until then."
-    for words in ("The table's capacity", "Your own --max-rcu"):
-        if words in limits:
-            return f"{words} set the time, not the way of scanning."
-    if typical(sequential).pages == 1:
-        saved = typical(sequential).seconds - typical(chosen).seconds
-        return (
-            "The whole table fits in one page, which one request reads: there is little to gain "
-            f"(here {max(0, saved):.2f} s), and each segment costs a request."
+def speedup(way: Way, other: Way) -> float | None:
+    """How many times as fast one way was as another. None if that cannot be told.
+
+    Timings vary by chance. So there has to be a clear difference: every run of one
+    way was faster than every run of the other, and the median by a tenth. A single
+    run has to be faster by a quarter, and by a tenth of a second.
+    """
+    fastest, slowest = way.by_time[0], way.by_time[-1]
+    other_fastest, other_slowest = other.by_time[0], other.by_time[-1]
+    all_faster = slowest.seconds < other_fastest.seconds
+    all_slower = fastest.seconds > other_slowest.seconds
+    if not all_faster and not all_slower:
+        return None
+    ratio = other.median.seconds / way.median.seconds
+    clear = 1.1
+    if len(way.runs) == 1:
+        clear = 1.25
+        if abs(way.median.seconds - other.median.seconds) < 0.1:
+            return None
+    if 1 / clear <= ratio <= clear:
+        return None
+    return ratio
+
+
+def speed(comparison: Comparison) -> list[str]:
+    """How fast the best parallel scan was, compared with the sequential one."""
+    best = comparison.best
+    sequential = comparison.sequential
+    sentences = []
+    # With one page, each segment has one, too. Otherwise the table has grown.
+    if sequential.median.pages == 1 and best.median.pages == best.segment_count:
+        sentences.append("The whole table fits in one page.")
+    ratio = speedup(best, sequential)
+    if ratio is None:
+        sentences.append(f"The {best.name} was not clearly faster.")
+        if len(best.runs) == 1:
+            sentences.append("One run cannot show a small difference: try --runs 5.")
+    elif ratio > 1:
+        sentences.append(f"The {best.name} was {ratio:.1f} times as fast.")
+    else:
+        sentences.append(
+            f"The {best.name} was slower: it took {1 / ratio:.1f} times as long."
         )
-    text = f"{typical(chosen).total_segments:,} segments"
-    if not is_faster(chosen, sequential) and not is_faster(sequential, chosen):
-        return f"{text}: no measurable difference."
-    text += f": {times_as_fast(chosen, sequential):.1f} times as fast."
-    if limits[1]:
-        text += f" {limits[1]} set the time."
-    if chosen is not results[-1]:
-        return f"{text} More segments gained nothing."
-    return text if limits[1] else f"{text} It waited for pages: more at a time may help."
+    return sentences
 
 
-def is_faster(some: Runs, others: Runs) -> bool:
-    """Whether all runs of one are faster than all of the other, and not by next to nothing."""
-    return some[-1].seconds * SAME < others[0].seconds
+def causes(comparison: Comparison, plain: bool) -> list[str]:
+    """What kept the best parallel scan from being faster, as far as it was seen."""
+    best = comparison.best.median
+    if best.throttled_requests:
+        return []  # `throttling` has said it
+    sentences = []
+    # The CPU is the limit if it was busy for most of the time.
+    if best.cpu_seconds > 0.7 * best.seconds:
+        sentences.append(
+            "This machine's CPU was the limit: it worked for "
+            f"{best.cpu_seconds:.2f} s in {best.seconds:.2f} s."
+        )
+        one_core = best.cpu_seconds < 1.2 * best.seconds
+        gain = speedup(comparison.best, comparison.sequential)
+        if plain and one_core and (gain is None or gain < 1.5):
+            sentences.append(
+                "botocore's parser is Python code, and only one thread at a time can "
+                "run Python code (the GIL). So threads gain little."
+            )
+    return [*sentences, *slowest_segment(best), *more_segments(comparison)]
 
 
-def notes(table: Table, results: list[Runs]) -> list[str]:
-    """What to know about the numbers, or to try next: three sentences at most."""
-    one = typical(results[0])
-    many = typical(best(results))
-    runs = [run for runs in results for run in runs if run.complete]
-    rcu = (many.consumed_rcu or 0) / (one.consumed_rcu or 1)
-    sentences = {
-        "The scans found different items: the table changed under the scans, or a page loop ended "
-        "early.": len({(run.items, run.scanned) for run in runs}) > 1,
-        "The time of a throttled scan has its waits in it; --max-rcu reads within the capacity.": (
-            any(run.throttled_requests for run in runs)
-        ),
-        f"The table has {table.read_capacity} RCU, the lab's has {LAB_RCU}: step 1 of the lab "
-        "restores it.": (table.read_capacity or LAB_RCU) < LAB_RCU,
-        f"{rcu - 1:.0%} more RCU: each of the {many.pages} pages is rounded up to 4 KB.": (
-            rcu > 1.01
-        ),
-        "A larger table has more to split: --items 200000 --read-capacity 0 of the local lab.": (
-            one.pages == 1
-        ),
-    }
-    return [sentence for sentence, is_due in sentences.items() if is_due][:3]
+def slowest_segment(metrics: Metrics) -> list[str]:
+    """Whether one segment took most of the time, and twice as long as any other."""
+    if len(metrics.segments) < 2:
+        return []
+    seconds = {number: each.seconds for number, each in metrics.segments.items()}
+    slowest = max(seconds, key=lambda number: seconds[number])
+    next_seconds = max(seconds[number] for number in seconds if number != slowest)
+    if seconds[slowest] < metrics.seconds / 2 or seconds[slowest] < 2 * next_seconds:
+        return []
+    return [
+        f"Segment {slowest} alone took {seconds[slowest]:.2f} of the "
+        f"{metrics.seconds:.2f} s."
+    ]
 
 
-def as_json(runs: Runs, sequential: Runs) -> Json:
-    """One of the results of --output json."""
+def more_segments(comparison: Comparison) -> list[str]:
+    """What a series, such as 2, 4 and 8 segments, tells about more segments."""
+    if len(comparison.parallel) < 2:
+        return []
+    before, last = comparison.parallel[-2:]
+    if comparison.best is not last:
+        count = segments_text(comparison.best.segment_count)
+        return [f"More than {count} gained nothing."]
+    step = speedup(last, before)
+    if step is None:
+        return []
+    # Twice as many segments are at best twice as fast. Half of that gain is enough.
+    largest_step = last.segment_count / before.segment_count
+    if step - 1 < (largest_step - 1) / 2:
+        return []
+    return [
+        f"From {before.segment_count:,} to {last.segment_count:,} segments it became "
+        f"{step:.1f} times as fast: try more segments."
+    ]
+
+
+def cost(comparison: Comparison) -> list[str]:
+    """How much more capacity the best parallel scan consumed."""
+    before = comparison.sequential.median.consumed_rcu
+    best = comparison.best.median
+    if before is None or best.consumed_rcu is None or best.consumed_rcu <= before:
+        return []
+    more_rcu = best.consumed_rcu - before
+    sentence = (
+        f"The {comparison.best.name} consumed {more_rcu:,.1f} RCU more than the "
+        "sequential scan"
+    )
+    # Rounding up to 4 KB adds less than half an RCU to a page.
+    if more_rcu <= best.pages / 2:
+        return [f"{sentence}: the cost of each page is rounded up."]
+    return [f"{sentence}."]
+
+
+def segments_text(count: int) -> str:
+    return "1 segment" if count == 1 else f"{count:,} segments"
+
+
+def times_text(count: int) -> str:
+    return "once" if count == 1 else f"{count:,} times"
+
+
+# ---------------------------------------------------------------------------
+# The result
+# ---------------------------------------------------------------------------
+
+
+def compared_speed(comparison: Comparison, way: Way) -> float | None:
+    """How many times as fast a way was as the sequential scan, if that can be told."""
+    if comparison.interrupted is not None or read_different_items(comparison):
+        return None
+    if way is comparison.sequential:
+        return 1.0
+    return speedup(way, comparison.sequential)
+
+
+def result_text(comparison: Comparison, table: Table, sentences: list[str]) -> str:
+    """The result for a person."""
+    capacity = "on demand"
+    if table.read_capacity is not None:
+        capacity = f"{table.read_capacity:,} RCU a second"
+    facts = (
+        f"{table.name}: about {table.item_count:,} items, "
+        f"{table.size_bytes / 1e6:,.1f} MB, {capacity}"
+    )
+    parts = [wrap(facts)]
+    if comparison.sequential.runs:
+        parts.append(side_by_side(comparison))
+    parts.append("\n".join(wrap(sentence) for sentence in sentences))
+    if comparison.interrupted is None:
+        parts.append(timeline(comparison.sequential.median, comparison.best.median))
+    return "\n\n".join(parts)
+
+
+def side_by_side(comparison: Comparison) -> str:
+    """The metrics: a column for each way, a row for each metric."""
+    ways = [way for way in comparison.ways if way.runs]
+    columns = [column(way, compared_speed(comparison, way)) for way in ways]
+    # Some rows are only in some columns, such as the throttled requests.
+    names: list[str] = []
+    for each in columns:
+        names += [name for name in each if name not in names]
+    rows = [[name, *(each.get(name, "") for each in columns)] for name in names]
+    headers = ["", "sequential"]
+    headers += [segments_text(way.segment_count).replace(" ", "\n") for way in ways[1:]]
+    tabulate.MIN_PADDING = 0  # so that five scans fit in 80 columns
+    alignment = ["left"] + ["right"] * len(ways)
+    return tabulate.tabulate(rows, headers, disable_numparse=True, colalign=alignment)
+
+
+def column(way: Way, times_as_fast: float | None) -> dict[str, str]:
+    """The rows of one way: names and texts."""
+    metrics = common.metrics_rows(way.median)
+    rows = {"Total execution time": metrics.pop("Total execution time")}
+    if len(way.runs) > 1:
+        rows["Fastest run"] = f"{way.by_time[0].seconds:.2f} s"
+        rows["Slowest run"] = f"{way.by_time[-1].seconds:.2f} s"
+    if times_as_fast is not None:
+        decimals = 1 if times_as_fast >= 1 else 2
+        rows["Times as fast"] = f"{times_as_fast:.{decimals}f}"
+    return {**rows, **metrics}
+
+
+def wrap(text: str) -> str:
+    return textwrap.fill(text, max(20, shutil.get_terminal_size().columns))
+
+
+def result_json(
+    comparison: Comparison, table: Table, sentences: list[str], workers: int | None
+) -> dict[str, Any]:
+    """The result for a program."""
+    results = []
+    for way in comparison.ways:
+        if not way.runs:
+            continue
+        metrics = common.metrics_json(
+            way.median,
+            segments=way.median.segments or {0: way.median},
+            mode="sequential" if way.total_segments is None else "parallel",
+            table_name=table.name,
+            total_segments=way.segment_count,
+            workers=min(workers or DEFAULT_WORKERS, way.segment_count),
+        )
+        metrics["runs"] = [run.seconds for run in way.runs]
+        metrics["speedup"] = compared_speed(comparison, way)
+        results.append(metrics)
     return {
-        **asdict(typical(runs)),
-        "runs": [run.seconds for run in runs],
-        "speedup": times_as_fast(runs, sequential),
+        "table": asdict(table),
+        "results": results,
+        "conclusion": " ".join(sentences),
     }
 
 
-def wrapped(text: str) -> str:
-    return textwrap.fill(text, shutil.get_terminal_size().columns)
+# ---------------------------------------------------------------------------
+# The command line
+# ---------------------------------------------------------------------------
 
 
-def segment_counts(text: str) -> list[int]:
-    """An argparse type: numbers of segments, such as 4 or 2,4,8."""
-    return [whole_number(each) for each in text.split(",")]
-
-
-def parsed(argv: list[str] | None) -> argparse.Namespace:
-    """The flags."""
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Scan a table both ways, and show the metrics side by side.",
+        description="Scan a DynamoDB table sequentially and in parallel, and compare.",
         epilog="example: python compare.py --total-segments 2 4 8 --runs 3",
         allow_abbrev=False,
     )
-    flag = parser.add_argument_group("the lab").add_argument
-    flag("--total-segments", type=segment_counts, nargs="+", default=[[4]], metavar="N",
-         help="a parallel scan, and a column, for each (default: 4)")
-    flag("--workers", type=whole_number, default=MOST_WORKERS, metavar="W",
-         help=WORKERS_HELP)
-    flag("--runs", type=whole_number, default=1, metavar="R",
-         help="scan R times each way, and show the median run")
-    common.add_scan_flags(parser, save=False)
-    return parser.parse_args(argv)
+    lab = parser.add_argument_group("the lab")
+    lab.add_argument(
+        "--total-segments",
+        type=common.whole_number(1, 1_000_000),  # API reference, Scan
+        nargs="+",
+        default=[4],
+        metavar="N",
+        help="a parallel scan in N segments, for each N (default: 4)",
+    )
+    add_workers_flag(lab)
+    lab.add_argument(
+        "--runs",
+        type=common.whole_number(1, 1000),
+        default=1,
+        metavar="R",
+        help="scan R times in each way, and show the median run (default: 1)",
+    )
+    lab.add_argument(
+        "--plain-boto3",
+        action="store_true",
+        help="let botocore parse the items, as other programs do",
+    )
+    common.add_scan_flags(parser)
+    return parser.parse_args()
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit status."""
-    args = parsed(argv)
-    counts = sorted({count for some in args.total_segments for count in some})
-    scan = common.scan_from(args)
-    table = described(scan)
-    scans = args.runs * (1 + len(counts))
-    common.say(wrapped(cost(table, scans, args.ConsistentRead, args.max_rcu)), sys.stderr)
-    results = compare(scan, counts, args.workers, args.runs)
-    said = verdict(results, args.max_rcu)
-    warnings = notes(table, results)
+def main() -> int:
+    args = parse_args()
+    segment_counts = sorted(set(args.total_segments))
+    client = common.connect(
+        args.region, args.profile, args.endpoint_url, plain=args.plain_boto3
+    )
+    table = describe(client, args.table_name)
+    scans = args.runs * (1 + len(segment_counts))
+    if args.index_name is None:  # how large an index is, is not known
+        common.say(wrap(cost_text(table, scans, args.consistent_read)), sys.stderr)
+
+    request = common.request_from(args)
+    comparison = compare(client, request, segment_counts, args.workers, args.runs)
+    sentences = conclusion(comparison, args.plain_boto3)
     if args.output == "json":
-        text = json.dumps({
-            "table": asdict(table),
-            "results": [as_json(runs, results[0]) for runs in results],
-            "verdict": said,
-            "warnings": warnings,
-        })
+        text = json.dumps(result_json(comparison, table, sentences, args.workers))
     else:
-        parts = [
-            wrapped(facts(table)),
-            side_by_side(results),
-            wrapped(said),
-            timeline([typical(results[0]), typical(best(results))]),
-            "\n".join(wrapped(warning) for warning in warnings),
-        ]
-        text = "\n\n".join(parts).rstrip()
-    common.say(text, sys.stdout)
-    return 130 if "Interrupted" in said else 0
+        text = result_text(comparison, table, sentences)
+    return common.print_result(text, comparison.interrupted is None)
 
 
 if __name__ == "__main__":
-    raise SystemExit(common.status_of(main))
+    sys.exit(common.run_script(main))

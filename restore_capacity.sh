@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
 # restore_capacity.sh [TABLE]
 #
-# Puts the capacity of a DynamoDB table (GameLeaderboard) back to 5 RCU / 5 WCU, in case an
-# earlier lab lowered it, and waits until that is in force. A table that has it, or is on demand,
-# stays as it is; so do global indexes, which are shown. Run it again at will, or if it was cut short.
+# Set the capacity of a DynamoDB table (default: GameLeaderboard) back to 5 RCU and
+# 5 WCU. An earlier lab may have lowered it. The script waits until the change is
+# complete. It does not change a table that has this capacity already, a table that
+# is on demand, or a global index. You can run it as often as you like.
 #
-# READ_CAPACITY_UNITS and WRITE_CAPACITY_UNITS ask for other values. Credentials, region and
-# endpoint are the AWS CLI's (v1 or v2). Permissions: dynamodb:DescribeTable, dynamodb:UpdateTable.
-# Exit status: 0 done, 1 AWS said no or could not be reached, 2 wrong usage, 130 interrupted.
+# READ_CAPACITY_UNITS and WRITE_CAPACITY_UNITS set other values. The AWS CLI (v1 or
+# v2) finds the credentials, the region and the endpoint.
+# Permissions: dynamodb:DescribeTable and dynamodb:UpdateTable.
+# Exit status: 0 done, 1 AWS refused or did not answer, 2 wrong usage, 130 interrupted.
 
 set -euo pipefail
 
@@ -16,31 +18,32 @@ readonly RCU="${READ_CAPACITY_UNITS:-5}"
 readonly WCU="${WRITE_CAPACITY_UNITS:-5}"
 readonly ENDPOINT="${AWS_ENDPOINT_URL_DYNAMODB:-${AWS_ENDPOINT_URL:-}}"
 readonly POLL_SECONDS=2
-readonly MAX_POLLS=150 # a change takes seconds: give up after about five minutes
+readonly MAX_POLLS=150 # about five minutes; a change usually takes seconds
 
-# What a table's description is boiled down to: one line with tabs, of the word STATE (warnings may
-# be around it), status, billing mode, capacity, and the global indexes with theirs; [][] makes no
-# index, which is null, an empty list.
+# The query (JMESPath) turns a table's description into one line. Tabs separate the
+# word STATE, the status, the billing mode, the capacity, and the global indexes. We
+# look for the word STATE because the CLI may print warnings around the line. If the
+# table has no index, [][] turns null into an empty list.
 readonly CAPACITY="to_string(ProvisionedThroughput.ReadCapacityUnits), ' RCU / ', \
 to_string(ProvisionedThroughput.WriteCapacityUnits), ' WCU'"
 readonly QUERY="Table.['STATE', TableStatus, BillingModeSummary.BillingMode || 'PROVISIONED', \
 join('', [${CAPACITY}]), \
 join(', ', [GlobalSecondaryIndexes][][].join('', [IndexName, ' ', ${CAPACITY}]))]"
 
-# Hints that several errors give.
+# Several errors give these hints.
 readonly LAB="without an account: python tests/local_dynamodb.py --read-capacity 1 ./restore_capacity.sh"
 readonly BY_HAND="to see more, run: aws dynamodb describe-table --table-name ${TABLE} --debug"
 
-answer_file='' # where aws writes to
+answer_file='' # aws writes its answer to this file
 last_note=''
 
-# Says something, but not what it said last, at every poll.
+# Print a message on standard error, unless it was also the last one.
 note() { # MESSAGE
   [[ "$1" == "${last_note}" ]] || echo "$1" >&2
   last_note="$1"
 }
 
-# Ends the script with what is wrong and what to do about it.
+# End the script: say what is wrong, and what to do about it.
 fail() { # MESSAGE [HINT [STATUS]]
   echo "error: $1" >&2
   if [[ -n "${2:-}" ]]; then
@@ -49,29 +52,33 @@ fail() { # MESSAGE [HINT [STATUS]]
   exit "${3:-1}"
 }
 
-# Ends the script at a signal, and first its child: Ctrl-C does not end what runs in the background.
+# End the script after a signal. Ctrl-C does not reach a background process, so end
+# aws or sleep here.
 interrupted() {
   local child
-  trap '' INT TERM HUP # once is enough
+  trap '' INT TERM HUP # ignore further signals
   for child in $(jobs -p); do
-    kill "${child}" 2>/dev/null || true # it may just have ended
+    kill "${child}" 2>/dev/null || true # it may have ended by itself
   done
-  fail "interrupted" "run it again: it goes on from there" 130
+  fail "interrupted" "run it again to go on" 130
 }
 
-# Asks AWS; sets reply (all that it said) and exit_status. aws runs in the background, as the sleep
-# below does: a trap has to wait for a command in the foreground, but not for wait.
+# Run aws dynamodb. Put its output into reply, and its exit status into exit_status.
+# aws runs in the background, because bash handles a signal during `wait` at once. It
+# would handle it only after the end of a command in the foreground.
 ask() { # OPERATION OPTION...
   exit_status=0
-  # The endpoint as an option: before 1.29 and 2.13 the CLI heeds no variable, and would ask AWS.
+  # The CLI reads the endpoint variables only since 1.29 and 2.13. So pass an option.
   aws dynamodb "$@" --table-name "${TABLE}" --output text --cli-connect-timeout 10 \
     ${ENDPOINT:+--endpoint-url "${ENDPOINT}"} >"${answer_file}" 2>&1 &
-  wait "$!" 2>/dev/null || exit_status="$?" # not bash's own line, should aws be killed
+  # If aws is killed, bash prints a line of its own. We do not need it.
+  wait "$!" 2>/dev/null || exit_status="$?"
   reply="$(<"${answer_file}")"
   return "${exit_status}"
 }
 
-# Prints the reply on one line: the error that AWS names, or else all of it; no endpoint's password.
+# Print the reply on one line, without the password of an endpoint: the line with
+# AWS's error, or everything if there is no such line.
 summary() {
   awk '
     { sub("//[^/ ]*@", "//") }
@@ -81,57 +88,72 @@ summary() {
   ' <<<"${reply}"
 }
 
-# Ends the script with what the reply means. It goes by the text: v1 exits with 255, v2 with 254.
+# End the script: say what the reply means. The exit status does not tell: it is 255
+# in v1 of the CLI and 254 in v2, whatever the error is.
 explain() { # OPERATION PERMISSION
   local said
   said="$(summary)"
   case "${said}" in
-    '') fail "aws dynamodb $1 failed without a word (exit status ${exit_status})" "${BY_HAND}" ;;
+    '') fail "aws dynamodb $1 failed without a message (exit status ${exit_status})" "${BY_HAND}" ;;
     *"locate credentials"*) fail "no AWS credentials found" "run: aws configure, or ${LAB}" ;;
     *"specify a region"*)
       fail "no AWS region set" "export AWS_DEFAULT_REGION=us-east-1, or ${LAB}"
       ;;
-    *"endpoint URL"*) fail "aws: ${said}" "check network, region and endpoint" ;;
-    *AccessDenied*) fail "access to ${TABLE} denied" "ask for the permission $2" ;;
-    *ResourceNotFound*) fail "no table ${TABLE} here" "check name, region, account and endpoint" ;;
-    *LimitExceededException*)
-      fail "aws: ${said}" \
-        "wait: a table takes 4 decreases in the first hour, then one an hour, 27 a UTC day"
+    *"endpoint URL"*) fail "aws: ${said}" "check the network, the region and the endpoint" ;;
+    *"(AccessDeniedException)"*) fail "access to ${TABLE} denied" "ask for the permission $2" ;;
+    *"(ResourceNotFoundException)"*)
+      fail "there is no table ${TABLE} here" "check the name, region, account and endpoint"
       ;;
-    *ExpiredToken* | *expired*) fail "the AWS credentials have expired" "log in or renew them" ;;
+    *"(LimitExceededException)"*simultaneously*)
+      fail "aws: ${said}" "wait until the other changes are complete, then run it again"
+      ;;
+    *"(LimitExceededException)"*[Dd]ecrease*)
+      fail "aws: ${said}" \
+        "wait: a table allows 4 decreases in the first hour, then one an hour, 27 a UTC day"
+      ;;
+    *"Signature expired"* | *"Signature not yet current"*)
+      fail "the clock of this machine is wrong, so AWS refuses the request" \
+        "set the clock. It shows $(date -u '+%Y-%m-%d %H:%M') UTC"
+      ;;
+    *"(ExpiredToken"* | *"oken has expired"* | *"ession has expired"* | *"profile has expired"*)
+      fail "the AWS credentials have expired" "log in again, or renew them"
+      ;;
     *) fail "aws: ${said}" ;;
   esac
 }
 
-# Looks at the table; sets status, mode, capacity and indexes.
+# Look at the table. Set status, mode, capacity and indexes.
 describe_table() {
   ask describe-table --query "${QUERY}" || explain describe-table dynamodb:DescribeTable
   IFS=$'\t' read -r status mode capacity indexes <<<"${reply##*STATE$'\t'}"
   if [[ "${capacity}" != *" RCU / "*" WCU" ]]; then
     reply="$(summary)"
-    fail "aws dynamodb describe-table did not tell the state, but: ${reply:-nothing}" "${BY_HAND}"
+    fail "aws dynamodb describe-table did not describe the table, but said: ${reply:-nothing}" \
+      "${BY_HAND}"
   fi
 }
 
-# Asks for the capacity wanted; what comes of it, the next poll shows.
+# Request the capacity that is wanted. The next look at the table shows the result.
 update_table() {
   local wanted="ReadCapacityUnits=${RCU},WriteCapacityUnits=${WCU}"
   if ask update-table --provisioned-throughput "${wanted}"; then
     return
   fi
   case "${reply}" in
-    *"equals the current value"*) ;; # somebody else was faster
-    *ResourceInUse*) note "${TABLE} is being changed by somebody else: waiting" ;;
+    *"equals the current value"*) ;; # somebody else has just set it
+    *"(ResourceInUseException)"*) note "somebody else is changing ${TABLE}: waiting" ;;
     *) explain update-table dynamodb:UpdateTable ;;
   esac
 }
 
-# Does what the table's state calls for, until it has the capacity wanted.
+# Look at the table and do what its state needs, until it has the capacity wanted.
 restore() {
   local poll
   for ((poll = 0; poll < MAX_POLLS; poll++)); do
     describe_table
-    ((poll > 0)) || echo "before: ${capacity}${indexes:+; indexes stay: ${indexes}}"
+    if ((poll == 0)); then
+      echo "before: ${capacity}${indexes:+; indexes stay: ${indexes}}"
+    fi
     case "${status} ${mode} ${capacity}" in
       UPDATING* | CREATING*) note "${TABLE} is ${status}: waiting" ;;
       "ACTIVE PAY_PER_REQUEST "*)
@@ -139,7 +161,9 @@ restore() {
         return
         ;;
       "ACTIVE PROVISIONED ${RCU} RCU / ${WCU} WCU")
-        ((poll > 0)) || note "nothing to restore"
+        if ((poll == 0)); then
+          note "nothing to restore"
+        fi
         echo "after:  ${capacity}"
         return
         ;;
@@ -147,28 +171,28 @@ restore() {
       *) fail "${TABLE} is ${status}: only an ACTIVE table can be changed" ;;
     esac
     sleep "${POLL_SECONDS}" &
-    wait "$!" || true # woken early, it looks early
+    wait "$!" || true
   done
   fail "${TABLE} is still ${status} at ${capacity}" "run it again later"
 }
 
-# Refuses what it cannot do, sets up what aws needs, and goes to work.
 main() { # ARGUMENT...
   if [[ "${TABLE}" == "-h" || "${TABLE}" == "--help" ]]; then
-    sed -n '2,/^$/s/^# \{0,1\}//p' "$0" # the comment at the top
+    sed -n '2,/^$/s/^# \{0,1\}//p' "$0" # print the comment at the top of this file
     return
   fi
   [[ $# -lt 2 && "${TABLE}" != -* ]] || fail "not understood: $*" "usage: ${0##*/} [TABLE]" 2
   [[ "${RCU}/${WCU}" =~ ^[1-9][0-9]*/[1-9][0-9]*$ ]] ||
     fail "READ_CAPACITY_UNITS and WRITE_CAPACITY_UNITS are positive whole numbers" "see --help" 2
-  command -v aws >/dev/null || fail "no aws on PATH" "install it: pip install awscli; then, ${LAB}"
+  command -v aws >/dev/null ||
+    fail "the AWS CLI (aws) is not on PATH" "install it: pip install awscli; then, ${LAB}"
 
   trap 'rm -f "${answer_file}"' EXIT
   trap interrupted INT TERM HUP
   answer_file="$(mktemp "${TMPDIR:-/tmp}/restore_capacity.XXXXXX")" ||
-    fail "no temporary file could be made" "set TMPDIR to a folder to write in"
-  export AWS_PAGER=''                                 # v2 would open less
-  export AWS_RETRY_MODE="${AWS_RETRY_MODE:-standard}" # v1's own takes half a minute
+    fail "cannot make a temporary file" "set TMPDIR to a folder that you can write to"
+  export AWS_PAGER=''                                 # otherwise v2 opens less
+  export AWS_RETRY_MODE="${AWS_RETRY_MODE:-standard}" # v1's default retries for half a minute
   if [[ -n "${ENDPOINT}" ]]; then
     note "endpoint: ${ENDPOINT##*@} (set by environment variable)"
   fi

@@ -1,40 +1,66 @@
+#!/usr/bin/env python3
 """Scan a whole DynamoDB table, one page after another, and measure it.
 
-python sequential_scan.py [--table-name NAME] [--save FILE]; --help lists every flag.
-Read `Scan.pages` in common.py next: this runs it once.
+    python sequential_scan.py --table-name GameLeaderboard
+
+The page loop is `scan_pages` in common.py: read that next.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
+import json
+import sys
 
 import common
-from common import OnPage, Scan, ScanMetrics, SegmentMetrics
+from common import Client, Metrics, Progress, Request, scan_pages, timed
 
 
-def sequential_scan(scan: Scan, collect: OnPage = None) -> ScanMetrics:
-    """Run the page loop once, and give each page's result to `collect`.
+def sequential_scan(client: Client, request: Request) -> Metrics:
+    """Read the whole table, one page after another. Return what was measured.
 
-    Raises ScanError, and botocore's errors; an interrupt leaves the metrics incomplete."""
-    metrics = ScanMetrics(table_name=scan.request["TableName"], segments=[SegmentMetrics()])
-    metrics.measure(scan.opening(), scan.pages(), collect)
+    Ctrl-C ends it: then the metrics are not `complete`. Raises ScanError, or an
+    error of botocore's.
+    """
+    metrics = Metrics()
+    progress = Progress()
+    try:
+        with timed(metrics):
+            for page in scan_pages(client, request, metrics):
+                # Do what you like with page["Items"]: json.loads(item) makes a dict of
+                # an item. This lab only counts and measures.
+                if progress.is_due():
+                    progress.show(metrics)
+            metrics.complete = True
+    except KeyboardInterrupt:
+        pass  # what was read until now is still reported
     return metrics
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+def main() -> int:
     parser = argparse.ArgumentParser(
-        description="Scan a table, page after page, and measure it.",
+        description="Scan a DynamoDB table, one page after another, and measure it.",
         epilog="example: python sequential_scan.py --table-name GameLeaderboard",
         allow_abbrev=False,
     )
     common.add_scan_flags(parser)
-    args = parser.parse_args(argv)
-    scan = common.scan_from(args)
-    metrics = common.saved(args.save, functools.partial(sequential_scan, scan))
-    return common.report(metrics, args)
+    args = parser.parse_args()
+    client = common.connect(args.region, args.profile, args.endpoint_url)
+    metrics = sequential_scan(client, common.request_from(args))
+    if args.output == "json":
+        result = common.metrics_json(
+            metrics,
+            segments={0: metrics},
+            mode="sequential",
+            table_name=args.table_name,
+            total_segments=1,
+            workers=1,
+        )
+        text = json.dumps(result)
+    else:
+        text = common.metrics_table(metrics)
+    return common.print_result(text, metrics.complete)
 
 
 if __name__ == "__main__":
-    raise SystemExit(common.status_of(main))
+    sys.exit(common.run_script(main))

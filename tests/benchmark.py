@@ -1,353 +1,448 @@
-"""Measure this lab's scans beside boto3, its peers and the floor: python tests/benchmark.py
+"""Measure the scans of this lab beside plain boto3, other packages, and the floor.
 
     pip install -r requirements.txt -r tests/benchmark-requirements.txt
-    python tests/benchmark.py --workers 1 4 8 16 --runs 2
+    python tests/benchmark.py --runs 3
 
-A row for each contender and number of workers (as many segments as workers), and below them the
-ratios this lab aims at: all measured in one run, against tests/local_dynamodb.py in a process of
-its own, where a page takes --page-ms whatever its size, and nothing is throttled.
+    ours          sequential_scan (1 worker), and parallel_scan (as many segments as
+                  workers)
+    ours-count    the same with Select=COUNT
+    ours-save     parallel_scan with --save FOLDER
+    ours-larger   the same as ours, of a table four times as large
+    ours-plain    parallel_scan with connect(plain=True): botocore parses the items
+    boto3-resource
+                  Table.scan in threads that collect all items: as most people write it
+    boto3-client  Client.scan in threads that only count
+    aws-dynamodb-parallel-scan, awswrangler, pydynox
+                  packages from PyPI, each with its own parallel scan
+    floor         http.client and json.loads in threads, without garbage collection
 
-  ours, ours-count, ours-save, ours-larger
-                  this lab (one worker: sequential_scan): all items, --select COUNT, --save FILE,
-                  and all items of a table four times as large
-  boto3-resource  Table.scan, a session and a thread a segment, all items in one list: how it is
-                  mostly written
-  boto3-client    Client.scan, a thread a segment, pages dropped once counted
-  aws-dynamodb-parallel-scan, awswrangler (items, no DataFrame), pydynox (Rust)
-                  packages from PyPI, each by its own parallel scan
-  aws-dynamodb-parallel-scan-save
-                  its own command with --output-items, its standard output a file: the entry point
-                  is called in the measured process, with sys.argv set
-  floor           http.client and json.loads, a thread a segment, unsigned, no garbage collector
-  wire            the floor without decoding items: what the local lab and the network take
-
-Each measurement is a process of its own. The clock starts after imports, when a client has sent a
-first request. Our workers then ask for one answer each, to open connections, which takes a page's
-time: it is taken off (`connect_seconds`). The others open theirs on the clock, in no time as it is
-127.0.0.1 without TLS; awswrangler and the command make another client on it, in milliseconds, as
-boto3 is loaded. Who does not return exactly the table's items is an error. The contenders take
-turns, --runs times, and a row shows the medians, and the highest peak of resident memory; what
-took over 5 seconds is not run again. CPU time is of all threads.
+The local lab answers each page after 50 ms and never throttles. Each measurement is a
+process of its own. It imports, connects and sends a first request before the clock
+starts. A row has the medians of all runs, and the highest peak of memory. CPU time is
+of all threads. --python PATH measures our scans with another interpreter, too.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import gc
-import importlib
-import importlib.metadata
+import importlib.util
 import json
-import math
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any, NamedTuple
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import boto3
+from botocore.config import Config
+from local_dynamodb import TABLE_NAME, lab_environment
 from tabulate import tabulate
 
-TABLE = "GameLeaderboard"
-PEERS = ("aws-dynamodb-parallel-scan", "awswrangler", "pydynox")
-LARGER = "ours-larger"
-SAVED = Path("items.json")  # in a measurement's own directory
-SLOW = 5.0  # seconds, from which on a measurement is not repeated
-MAXRSS_PER_MB = 2**20 if sys.platform == "darwin" else 2**10  # getrusage(2): bytes there, else KB
+from common import connect
+from parallel_scan import SaveFolder, parallel_scan
+from sequential_scan import sequential_scan
+
+PAGE_MS = 50
+LARGER = 4  # so many times the items, for ours-larger
+
+# --- Contenders -----------------------------------------------------------------------
+# Each function connects, and returns the scan to be measured. The scan returns how many
+# items it read, and how many pages if it knows.
+
+Scan = Callable[[], "tuple[int, int]"]
 
 
-class Outcome(NamedTuple):
-    """What a scan says of itself; who writes to SAVED has its items counted there."""
+def ours(workers: int, plain: bool = False, **more: Any) -> Scan:
+    client = connect(plain=plain)
+    client.describe_table(TableName=TABLE_NAME)
+    request = {"TableName": TABLE_NAME, **more}
 
-    items: int = 0
-    pages: int = 0
-    connect_seconds: float = 0.0
+    def scan() -> tuple[int, int]:
+        if workers == 1:
+            metrics = sequential_scan(client, request)
+        else:
+            metrics = parallel_scan(client, request, workers, workers)
+        return metrics.items, metrics.pages
+
+    return scan
 
 
-# A contender prepares, and returns the scan that is timed. It imports its modules itself: a process
-# holds its own only, and the parent stays small, with whose peak memory a child starts (Linux).
-Contender = Callable[[int], Callable[[], Outcome]]
-load = importlib.import_module
+def ours_count(workers: int) -> Scan:
+    return ours(workers, Select="COUNT")
 
 
-def pages(scan: Callable[..., Any], **request: Any) -> Iterator[Any]:
-    """The items of each page, by boto3's `scan` or one like it."""
+def ours_plain(workers: int) -> Scan:
+    return ours(workers, plain=True)
+
+
+def ours_save(workers: int) -> Scan:
+    client = connect()
+    client.describe_table(TableName=TABLE_NAME)
+    request = {"TableName": TABLE_NAME}
+    folder = SaveFolder(tempfile.mkdtemp(dir="."), workers)
+    folder.prepare(client, request)
+
+    def scan() -> tuple[int, int]:
+        metrics = parallel_scan(
+            client, request, workers, workers, open_output=folder.open_segment
+        )
+        return metrics.items, metrics.pages
+
+    return scan
+
+
+def boto3_resource(workers: int) -> Scan:
+    # Resources and sessions may not be shared by threads.
+    tables = [
+        boto3.Session().resource("dynamodb").Table(TABLE_NAME) for _ in range(workers)
+    ]
+    for table in tables:
+        table.load()
+    items: list[Any] = []
+
+    def read_segment(segment: int) -> None:
+        request = {"Segment": segment, "TotalSegments": workers}
+        for page in pages(tables[segment].scan, request):
+            items.extend(page["Items"])
+
+    def scan() -> tuple[int, int]:
+        in_threads(read_segment, workers)
+        return len(items), 0
+
+    return scan
+
+
+def boto3_client(workers: int) -> Scan:
+    client = new_client(workers)
+
+    def count_segment(segment: int) -> int:
+        request = {
+            "TableName": TABLE_NAME,
+            "Segment": segment,
+            "TotalSegments": workers,
+        }
+        return sum(len(page["Items"]) for page in pages(client.scan, request))
+
+    return lambda: (sum(in_threads(count_segment, workers)), 0)
+
+
+def aws_dynamodb_parallel_scan(workers: int) -> Scan:
+    peer = importlib.import_module("aws_dynamodb_parallel_scan")
+    paginator = peer.get_paginator(new_client(workers))
+
+    def scan() -> tuple[int, int]:
+        found = paginator.paginate(TableName=TABLE_NAME, TotalSegments=workers)
+        return sum(len(page["Items"]) for page in found), 0
+
+    return scan
+
+
+def awswrangler(workers: int) -> Scan:
+    peer = importlib.import_module("awswrangler")
+    new_client(workers)
+
+    def scan() -> tuple[int, int]:
+        items = peer.dynamodb.read_items(
+            TABLE_NAME, allow_full_scan=True, as_dataframe=False, use_threads=workers
+        )
+        return len(items), 0
+
+    return scan
+
+
+def pydynox(workers: int) -> Scan:
+    peer = importlib.import_module("pydynox")
+    client = peer.DynamoDBClient(
+        region=os.environ["AWS_REGION"],
+        endpoint_url=os.environ["AWS_ENDPOINT_URL_DYNAMODB"],
+    )
+    client.sync_table_exists(TABLE_NAME)
+
+    def scan() -> tuple[int, int]:
+        items, _ = client.sync_parallel_scan(TABLE_NAME, total_segments=workers)
+        return len(items), 0
+
+    return scan
+
+
+def floor(workers: int) -> Scan:
+    host = os.environ["AWS_ENDPOINT_URL_DYNAMODB"].replace("http://", "")
+    headers = {"X-Amz-Target": "DynamoDB_20120810.Scan"}
+    gc.disable()
+
+    def count_segment(segment: int) -> int:
+        connection = HTTPConnection(host)
+
+        def scan_page(**request: Any) -> Any:
+            connection.request("POST", "/", json.dumps(request), headers)
+            return json.loads(connection.getresponse().read())
+
+        request = {
+            "TableName": TABLE_NAME,
+            "Segment": segment,
+            "TotalSegments": workers,
+        }
+        return sum(len(page["Items"]) for page in pages(scan_page, request))
+
+    return lambda: (sum(in_threads(count_segment, workers)), 0)
+
+
+def new_client(workers: int) -> Any:
+    """boto3's own client, after its first request."""
+    config = Config(max_pool_connections=workers)
+    client = boto3.client("dynamodb", config=config)
+    client.describe_table(TableName=TABLE_NAME)
+    return client
+
+
+def pages(scan: Callable[..., Any], request: dict[str, Any]) -> Iterator[Any]:
+    """The pages of a segment, by boto3's scan or one like it."""
     while True:
         page = scan(**request)
-        yield page["Items"]
+        yield page
         if "LastEvaluatedKey" not in page:
             return
         request["ExclusiveStartKey"] = page["LastEvaluatedKey"]
 
 
-def in_threads(count_segment: Callable[[int], int], workers: int) -> Outcome:
+def in_threads(read_segment: Callable[[int], Any], workers: int) -> list[Any]:
     with ThreadPoolExecutor(workers) as pool:
-        return Outcome(sum(pool.map(count_segment, range(workers))))
+        return list(pool.map(read_segment, range(workers)))
 
 
-def new_client(workers: int) -> Any:
-    config = load("botocore.config").Config(max_pool_connections=workers)
-    client = load("boto3").client("dynamodb", config=config)
-    client.describe_table(TableName=TABLE)
-    return client
-
-
-def ours(workers: int, save: bool = False, **request: str) -> Callable[[], Outcome]:
-    common = load("common")
-    each_page = common.json_lines if save else len  # len counts the items that came
-    scan = common.Scan(common.Connection(), {"TableName": TABLE, **request}, each_page=each_page)
-    run = partial(load("sequential_scan").sequential_scan, scan)
-    if workers > 1:
-        run = partial(load("parallel_scan").parallel_scan, scan, workers, workers, None)
-    counts: list[int] = []
-
-    def timed() -> Outcome:
-        metrics = common.saved(str(SAVED), run) if save else run(counts.append)
-        items = metrics.items if "Select" in request else sum(counts)
-        return Outcome(items, metrics.pages, metrics.connect_seconds)
-
-    list(scan.opening())
-    return timed
-
-
-def boto3_resource(workers: int) -> Callable[[], Outcome]:
-    session = load("boto3").Session  # one a thread: they are not to be shared
-    tables = [session().resource("dynamodb").Table(TABLE) for _ in range(workers)]
-    for table in tables:
-        table.load()
-    items: list[Any] = []
-
-    def read(segment: int) -> int:
-        answers = pages(tables[segment].scan, Segment=segment, TotalSegments=workers)
-        found = [item for page in answers for item in page]
-        items.extend(found)
-        return len(found)
-
-    return lambda: in_threads(read, workers)
-
-
-def boto3_client(workers: int) -> Callable[[], Outcome]:
-    scan = partial(pages, new_client(workers).scan, TableName=TABLE, TotalSegments=workers)
-    return lambda: in_threads(lambda segment: sum(map(len, scan(Segment=segment))), workers)
-
-
-def aws_dynamodb_parallel_scan(workers: int) -> Callable[[], Outcome]:
-    scan = load("aws_dynamodb_parallel_scan").get_paginator(new_client(workers)).paginate
-    found = scan(TableName=TABLE, TotalSegments=workers)  # starts when iterated
-    return lambda: Outcome(sum(len(page["Items"]) for page in found))
-
-
-def aws_dynamodb_parallel_scan_save(workers: int) -> Callable[[], Outcome]:
-    command = load("aws_dynamodb_parallel_scan").cli
-    flags = f"--table-name {TABLE} --total-segments {workers} --output-items"
-    sys.argv[1:] = flags.split()
-    new_client(workers)
-
-    def timed() -> Outcome:
-        with SAVED.open("w") as stream, contextlib.redirect_stdout(stream):
-            command()
-        return Outcome()
-
-    return timed
-
-
-def awswrangler(workers: int) -> Callable[[], Outcome]:
-    read = partial(load("awswrangler").dynamodb.read_items, TABLE, allow_full_scan=True)
-    new_client(workers)
-    return lambda: Outcome(len(read(as_dataframe=False, use_threads=workers)))
-
-
-def pydynox(workers: int) -> Callable[[], Outcome]:
-    client = load("pydynox").DynamoDBClient(
-        region=os.environ["AWS_REGION"], endpoint_url=os.environ["AWS_ENDPOINT_URL_DYNAMODB"])
-    client.sync_table_exists(TABLE)
-    return lambda: Outcome(len(client.sync_parallel_scan(TABLE, total_segments=workers)[0]))
-
-
-def floor(workers: int, decode: Callable[[bytes], Any] = json.loads) -> Callable[[], Outcome]:
-    host = os.environ["AWS_ENDPOINT_URL_DYNAMODB"].removeprefix("http://")
-    headers = {"X-Amz-Target": "DynamoDB_20120810.Scan"}
-
-    def read(segment: int) -> int:
-        connection = HTTPConnection(host)
-
-        def scan(**request: Any) -> Any:
-            connection.request("POST", "/", json.dumps(request).encode(), headers)
-            return decode(connection.getresponse().read())
-
-        request = {"TableName": TABLE, "Segment": segment, "TotalSegments": workers}
-        return sum(map(len, pages(scan, **request)))
-
-    gc.disable()
-    return lambda: in_threads(read, workers)
-
-
-def without_items(page: bytes) -> Any:
-    """What the local lab writes before the items, for which as many numbers stand."""
-    head = json.loads(page.partition(b',"Items":[')[0] + b"}")
-    return {**head, "Items": range(head["Count"])}
-
-
-CONTENDERS: dict[str, Contender] = {
-    "ours": ours, "ours-count": partial(ours, Select="COUNT"), LARGER: ours,
-    "ours-save": partial(ours, save=True),
-    "boto3-resource": boto3_resource, "boto3-client": boto3_client,
-    "aws-dynamodb-parallel-scan": aws_dynamodb_parallel_scan,
-    "aws-dynamodb-parallel-scan-save": aws_dynamodb_parallel_scan_save,
-    "awswrangler": awswrangler, "pydynox": pydynox,
-    "floor": floor, "wire": partial(floor, decode=without_items),
+# What is measured, and with how many workers.
+CONTENDERS: dict[str, tuple[Callable[[int], Scan], list[int]]] = {
+    "ours": (ours, [1, 4, 8, 16]),
+    "ours-count": (ours_count, [1, 4, 8, 16]),
+    "ours-save": (ours_save, [1, 4, 8, 16]),
+    "ours-larger": (ours, [1, 4, 8, 16]),
+    "ours-plain": (ours_plain, [1, 8]),
+    "boto3-resource": (boto3_resource, [8]),
+    "boto3-client": (boto3_client, [1, 8]),
+    "aws-dynamodb-parallel-scan": (aws_dynamodb_parallel_scan, [8]),
+    "awswrangler": (awswrangler, [8]),
+    "pydynox": (pydynox, [1, 4, 8, 16]),
+    "floor": (floor, [1, 8]),
 }
+PACKAGES = ["aws-dynamodb-parallel-scan", "awswrangler", "pydynox"]
+
+# --- Measurements ---------------------------------------------------------------------
 
 
 class Measurement(NamedTuple):
-    items: float
-    pages: float
+    items: int
+    pages: int
     seconds: float
     cpu_seconds: float
     peak_mb: float
+    python: str  # its version, with a t if it is free-threaded
 
 
-Cell = tuple[str, int]  # a contender's name, and workers
+class Cell(NamedTuple):
+    """What is measured, and by which interpreter."""
+
+    name: str
+    workers: int
+    python: str = sys.executable
+
+
 Results = dict[Cell, Measurement]
-NOT_MEASURED = Measurement(*[math.nan] * 5)
 
 
-def measured_here(name: str, workers: int) -> Measurement:
-    """Measure one contender in this process, which did nothing else before."""
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    scan = CONTENDERS[name](workers)
+def measure_here(name: str, workers: int) -> Measurement:
+    """Measure a contender in this process."""
+    contender, _ = CONTENDERS[name]
+    scan = contender(workers)
     started = time.perf_counter()
     cpu_started = time.process_time()
-    items, pages, connect_seconds = scan()
-    seconds = time.perf_counter() - started - connect_seconds
+    items, read_pages = scan()
+    seconds = time.perf_counter() - started
     cpu_seconds = time.process_time() - cpu_started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MAXRSS_PER_MB
-    if SAVED.exists():
-        items = SAVED.read_bytes().count(b"\n")
-    return Measurement(items, pages, seconds, cpu_seconds, peak)
+    free_threaded = sysconfig.get_config_var("Py_GIL_DISABLED")
+    python = platform.python_version() + ("t" if free_threaded else "")
+    return Measurement(items, read_pages, seconds, cpu_seconds, peak_mb(), python)
 
 
-def measured(cell: Cell, items: int, environment: dict[str, str]) -> Measurement:
-    """Measure in a fresh process. Raises SystemExit if that fails or items are missing."""
-    name, workers = cell
-    command = [sys.executable, str(Path(__file__).resolve()), "--measure", name, str(workers)]
+def peak_mb() -> float:
+    """The most resident memory that this process had. (Linux)"""
+    # getrusage() would not do: its peak begins with that of the parent process.
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError("/proc/self/status has no VmHWM")
+
+
+def measure(cell: Cell, items: int, environment: dict[str, str]) -> Measurement:
+    """Measure in a process of its own, and check that it read every item."""
+    command = [cell.python, str(Path(__file__).resolve())]
+    command += ["--measure", cell.name, str(cell.workers)]
     with tempfile.TemporaryDirectory() as folder:
-        child = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True,
-                               check=False)
-    found = Measurement(*json.loads(child.stdout or "[0, 0, 0, 0, 0]"))
-    if found.items != items:
-        message = f"error: {name}, workers {workers}: {found.items:,} of {items:,} items"
-        raise SystemExit(child.stderr + message)
-    return found
+        output = subprocess.check_output(command, env=environment, cwd=folder)
+        measured = Measurement(*json.loads(output))
+        files = list(Path(folder).glob("*/segment-*.jsonl"))
+        lines = sum(file.read_bytes().count(b"\n") for file in files)
+    if measured.items != items or lines not in (0, items):
+        raise SystemExit(f"{cell}: {measured.items:,} of {items:,} items")
+    return measured
 
 
-@contextlib.contextmanager
-def serving(items: int, page_ms: float) -> Iterator[dict[str, str]]:
-    """Serve the table in another process; yields the environment that leads there."""
-    command = [sys.executable, str(Path(__file__).with_name("local_dynamodb.py"))]
-    command += f"--items {items} --latency-ms {page_ms} --ms-per-mb 0 --read-capacity 0".split()
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdout=pipe, stderr=subprocess.DEVNULL, text=True) as server:
-        try:
-            assert server.stdout
-            first_line = server.stdout.readline()  # export AWS_ENDPOINT_URL_DYNAMODB=http://...
-            yield load("running").environment(first_line.strip().partition("=")[2])
-        finally:
-            server.terminate()
+@contextmanager
+def serving(items: int) -> Iterator[dict[str, str]]:
+    """Serve the table in another process. Yields the environment that leads there."""
+    flags = f"--items {items} --latency-ms {PAGE_MS} --ms-per-mb 0 --read-capacity 0"
+    server = subprocess.Popen(
+        [sys.executable, Path(__file__).with_name("local_dynamodb.py"), *flags.split()],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        encoding="utf-8",
+    )
+    try:
+        assert server.stdout
+        # It prints lines such as: export AWS_ENDPOINT_URL_DYNAMODB=http://...
+        for line in server.stdout:
+            if "AWS_ENDPOINT_URL_DYNAMODB=" in line:
+                yield lab_environment(line.strip().partition("=")[2])
+                break
+    finally:
+        server.terminate()
+        server.wait()
 
 
-def benchmark(cells: list[Cell], items: int, page_ms: float, runs: int) -> Results:
-    """Every cell's medians over `runs` rounds, and its highest peak of memory."""
-    found: dict[Cell, list[Measurement]] = {cell: [] for cell in cells}
-    with serving(items, page_ms) as environment:
-        for run in range(1, runs + 1):
-            for cell, done in found.items():
-                if not done or done[0].seconds < SLOW:
-                    print(f"{items:,} items, round {run}/{runs}:", *cell, file=sys.stderr)
-                    done.append(measured(cell, items, environment))
-    return {cell: Measurement(*map(statistics.median, zip(*done)))._replace(
-        peak_mb=max(one.peak_mb for one in done)) for cell, done in found.items()}
+def benchmark(cells: list[Cell], items: int, runs: int) -> Results:
+    """Measure the cells in turn, so many times. Returns the medians."""
+    measured: dict[Cell, list[Measurement]] = {cell: [] for cell in cells}
+    with serving(items) as environment:
+        for run in range(runs):
+            for cell in cells:
+                print(f"run {run + 1}: {cell.name} {cell.workers}", file=sys.stderr)
+                try:
+                    measured[cell].append(measure(cell, items, environment))
+                except subprocess.CalledProcessError:  # it has shown its traceback
+                    print(f"{cell.name} failed and is left out", file=sys.stderr)
+    return {cell: median(found) for cell, found in measured.items() if found}
+
+
+def median(measurements: list[Measurement]) -> Measurement:
+    """The medians of the times, and the highest peak of memory."""
+    return measurements[0]._replace(
+        seconds=statistics.median(one.seconds for one in measurements),
+        cpu_seconds=statistics.median(one.cpu_seconds for one in measurements),
+        peak_mb=max(one.peak_mb for one in measurements),
+    )
+
+
+# --- Tables ---------------------------------------------------------------------------
 
 
 def table(results: Results) -> str:
-    rows = [(name, str(workers), f"{found.seconds:.2f}", f"{found.items / found.seconds:,.0f}",
-             f"{found.cpu_seconds / found.items * 1e6:.1f}", f"{found.peak_mb:.0f}")
-            for (name, workers), found in results.items()]
-    headers = ("contender", "workers", "seconds", "items/s", "CPU µs/item", "peak MB")
-    align = ("left", *["right"] * 5)
+    rows = [
+        (
+            cell.name,
+            cell.workers,
+            f"{one.seconds:.2f}",
+            f"{one.items / one.seconds:,.0f}",
+            f"{one.cpu_seconds / one.items * 1e6:.1f}",
+            f"{one.peak_mb:.0f}",
+            one.python,
+        )
+        for cell, one in results.items()
+    ]
+    headers = ["", "workers", "seconds", "items/s", "CPU µs/item", "peak MB", "Python"]
+    align = ["left", *["right"] * 5, "left"]
     return tabulate(rows, headers, disable_numparse=True, colalign=align)
 
 
-def aims(results: Results, page_ms: float) -> str:
-    """What this lab aims at, and the worst that was measured here; n/a if nothing was."""
-    def get(name: str, workers: int = 8) -> Measurement:
-        return results.get((name, workers), NOT_MEASURED)
+def aims(results: Results) -> str:
+    """What this lab aims at, and whether it was reached."""
+    rows: list[tuple[str, str, str, str]] = []
 
-    def all_of(name: str) -> list[tuple[int, Measurement]]:
-        return [(workers, found) for (one, workers), found in results.items() if one == name]
+    def add(aim: str, most_or_least: str, target: float, ratio: float) -> None:
+        reached = ratio <= target if most_or_least == "at most" else ratio >= target
+        yes_or_no = "yes" if reached else "no"
+        rows.append((aim, f"{most_or_least} {target:g}", f"{ratio:.2f}", yes_or_no))
 
-    def memory(name: str) -> list[float]:
-        return [found.peak_mb / (50 + 6 * workers) for workers, found in all_of(name)]
+    def found(name: str) -> dict[int, Measurement]:
+        """The measurements of a contender, by the number of workers."""
+        return {
+            cell.workers: one
+            for cell, one in results.items()
+            if cell.name == name and cell.python == sys.executable
+        }
 
-    cpu = get("ours", 1).cpu_seconds
-    seconds = get("ours").seconds
-    pydynox = [found.seconds / seconds for _, found in all_of("pydynox")]
-    counts = [found.seconds * workers / found.pages * 1000 / (page_ms or math.nan)
-              for workers, found in all_of("ours-count")]
-    growth = [found.peak_mb / get("ours", workers).peak_mb
-              for workers, found in all_of(LARGER)]
-    rows = []
-    for text, sign, target, ratios in (  # where there are several, the worst one counts
-        ("CPU: ours / floor, 1 worker", "<=", 1.15, [cpu / get("floor", 1).cpu_seconds]),
-        ("CPU: boto3-client / ours, 1", ">=", 10, [get("boto3-client", 1).cpu_seconds / cpu]),
-        ("time: boto3-resource / ours, 8", ">=", 12, [get("boto3-resource").seconds / seconds]),
-        ("time: pydynox at its best / ours, 8", ">=", 2, pydynox),
-        ("time: ours, 1 / 4", ">=", 2.8, [get("ours", 1).seconds / get("ours", 4).seconds]),
-        ("time: ours-save / ours, 8", "<=", 1.3, [get("ours-save").seconds / seconds]),
-        ("time: ours-count / (pages x page time / workers)", "<=", 1.25, counts),
-        ("memory: ours / (50 MB + 6 MB a worker)", "<=", 1, memory("ours")),
-        (f"memory: {LARGER} / ours", "<=", 1.1, growth),
-    ):
-        worst = (max if sign == "<=" else min)(ratios, default=math.nan)
-        reached = worst <= target if sign == "<=" else worst >= target
-        here = ("n/a", "") if math.isnan(worst) else (f"{worst:.2f}", "yes" if reached else "no")
-        rows.append((text, f"{sign} {target:g}", *here))
-    return tabulate(rows, ("aim", "target", "here", "reached"), disable_numparse=True)
+    ours = found("ours")
+    ratio = ours[1].cpu_seconds / found("floor")[1].cpu_seconds
+    add("CPU time: ours / floor, 1 worker", "at most", 1.15, ratio)
+    ratio = ours[1].seconds / ours[4].seconds
+    add("time: ours, 1 worker / 4 workers", "at least", 2.8, ratio)
+    ratio = found("boto3-resource")[8].seconds / ours[8].seconds
+    add("time: boto3-resource / ours, 8 workers", "at least", 12, ratio)
+    if found("pydynox"):
+        best = min(one.seconds for one in found("pydynox").values())
+        ratio = best / ours[8].seconds
+        add("time: pydynox at its best / ours, 8 workers", "at least", 2, ratio)
+    ratio = found("ours-save")[8].seconds / ours[8].seconds
+    add("time: ours-save / ours, 8 workers", "at most", 1.3, ratio)
+    for workers, one in found("ours-count").items():
+        ratio = one.seconds / (one.pages * PAGE_MS / 1000 / workers)
+        aim = f"time: ours-count / (pages x page time / workers), {workers}"
+        add(aim, "at most", 1.25, ratio)
+    for workers, one in ours.items():
+        ratio = one.peak_mb / (60 + 6 * workers)
+        add(f"memory: ours / (60 MB + 6 MB a worker), {workers}", "at most", 1, ratio)
+    for workers, one in found("ours-larger").items():
+        ratio = one.peak_mb / ours[workers].peak_mb
+        add(f"memory: ours-larger / ours, {workers}", "at most", 1.1, ratio)
+    headers = ["aim", "target", "here", "reached"]
+    return tabulate(rows, headers, disable_numparse=True)
+
+
+def cells_of(names: Iterable[str], python: str) -> list[Cell]:
+    return [
+        Cell(name, workers, python) for name in names for workers in CONTENDERS[name][1]
+    ]
 
 
 def main() -> int:
-    manual = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=manual)
-    flag = parser.add_argument
-    flag("--items", type=int, default=200_000, metavar="N")
-    flag("--page-ms", type=float, default=50, metavar="MS", help="how long a page takes")
-    flag("--workers", type=int, nargs="+", default=[1, 4, 8, 16], metavar="W")
-    flag("--runs", type=int, default=3, metavar="R")
-    flag("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), metavar="NAME")
-    flag("--measure", nargs=2, help=argparse.SUPPRESS)  # this file's own processes
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--items", type=int, default=200_000, metavar="N")
+    parser.add_argument("--runs", type=int, default=3, metavar="R")
+    parser.add_argument("--python", metavar="PATH", help="another interpreter")
+    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
-        print(json.dumps(measured_here(args.measure[0], int(args.measure[1]))))
+        name, workers = args.measure
+        print(json.dumps(measure_here(name, int(workers))))
         return 0
-    installed = {each.metadata["Name"]: each.version for each in importlib.metadata.distributions()}
-    packages = {name: installed.get(name) for name in ("boto3", *PEERS)}
-    names = [name for name in args.only if packages.get(name.removesuffix("-save"), name)]
-    usual = [(name, each) for name in names if name != LARGER for each in args.workers]
-    larger = [(name, each) for name in names if name == LARGER for each in args.workers]
-    results = benchmark(usual, args.items, args.page_ms, args.runs)
-    results.update(benchmark(larger, 4 * args.items, args.page_ms, args.runs))
-    print(f"{args.items:,} items, {args.page_ms:g} ms a page, {args.runs} runs; "
-          f"{os.cpu_count()} CPUs, Python {platform.python_version()},",
-          ", ".join(f"{name} {number or '-'}" for name, number in packages.items()), end="\n\n")
-    print(table(results), aims(results, args.page_ms), sep="\n\n")
+    names = []
+    for name in CONTENDERS:
+        module = name.replace("-", "_")
+        if name in PACKAGES and importlib.util.find_spec(module) is None:
+            print(f"{name} is not installed", file=sys.stderr)
+        elif name != "ours-larger":
+            names.append(name)
+    cells = cells_of(names, sys.executable)
+    if args.python:
+        cells += cells_of(["ours", "ours-count", "ours-save"], args.python)
+    results = benchmark(cells, args.items, args.runs)
+    larger = cells_of(["ours-larger"], sys.executable)
+    results.update(benchmark(larger, LARGER * args.items, args.runs))
+    print(f"{args.items:,} items, {PAGE_MS} ms a page, medians of {args.runs} runs,")
+    print(f"{os.cpu_count()} CPUs")
+    print(f"\n{table(results)}\n\n{aims(results)}")
     return 0
 
 

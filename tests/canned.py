@@ -1,56 +1,58 @@
-"""An endpoint of canned answers."""
+"""An endpoint that answers as a test tells it to."""
 
 from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Union
+from typing import Any
 
-from engines import Engine
+EMPTY_PAGE = b'{"Items": [], "Count": 0, "ScannedCount": 0}'
+TABLE = (
+    b'{"Table": {"TableStatus": "ACTIVE", "ProvisionedThroughput": '
+    b'{"ReadCapacityUnits": 5}}}'
+)
 
-Answer = Union[str, bytes, tuple[int, bytes]]  # a body, or a status and one
-EMPTY_PAGE = '{"Items": [], "Count": 0, "ScannedCount": 0}'
-TABLE = '{"Table": {"TableStatus": "ACTIVE", "ProvisionedThroughput": {"ReadCapacityUnits": 5}}}'
+
+class Reply:
+    """An answer: a body, and an HTTP status."""
+
+    def __init__(self, body: bytes | str, status: int = 200) -> None:
+        self.body = body.encode() if isinstance(body, str) else body
+        self.status = status
 
 
-def refusal(code: str, message: str = "") -> Answer:
+def refusal(code: str, message: str = "", status: int = 400) -> Reply:
     """An error as DynamoDB answers it."""
     kind = f"com.amazonaws.dynamodb.v20120810#{code}"
-    return 400, json.dumps({"__type": kind, "message": message}).encode()
+    return Reply(json.dumps({"__type": kind, "message": message}), status)
 
 
 class Canned(ThreadingHTTPServer):
-    """Answers as it was told to; it knows what it was asked for, over how many connections."""
+    """Answers Scans with `scans` in turn, and the last one again and again."""
 
     daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), CannedHandler)
         self.endpoint_url = f"http://127.0.0.1:{self.server_address[1]}"
-        self.connections: list[object] = []
-        self.describing: Callable[[], object] = lambda: None  # called while it is described
-        self.answer(EMPTY_PAGE)
+        self.scans: list[Reply] = []
+        self.table = Reply(TABLE)
+        self.requests: list[dict[str, Any]] = []  # parameters of the Scans that came
 
-    def answer(self, *scans: Answer, table: Answer = TABLE) -> Engine:
-        """From now on, answer Scans with these in turn, the last one ever again.
+    def answer(self, *scans: Reply | bytes | str, table: Reply | None = None) -> None:
+        """From now on, give these answers."""
+        self.scans = [one if isinstance(one, Reply) else Reply(one) for one in scans]
+        self.table = table or Reply(TABLE)
+        self.requests = []
 
-        Returns what a script or a scan is to be run at.
-        """
-        self.scans = scans
-        self.table = table
-        self.operations: list[str] = []
-        return Engine(self.endpoint_url)
-
-    def next_answer(self, operation: str) -> Answer:
-        ordinal = self.operations.count("Scan")
-        self.operations.append(operation)
-        if operation == "Scan":
-            return self.scans[min(ordinal, len(self.scans) - 1)]
-        self.describing()
-        return self.table
+    def reply_to(self, operation: str, params: dict[str, Any]) -> Reply:
+        if operation != "Scan":
+            return self.table
+        self.requests.append(params)
+        return self.scans[min(len(self.requests), len(self.scans)) - 1]
 
 
 class CannedHandler(BaseHTTPRequestHandler):
@@ -58,24 +60,28 @@ class CannedHandler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
     server: Canned
 
-    def setup(self) -> None:
-        self.server.connections.append(self.client_address)
-        super().setup()
-
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
-        answer = self.server.next_answer(self.headers["X-Amz-Target"].partition(".")[2])
-        status, body = answer if isinstance(answer, tuple) else (200, answer)
-        raw = body.encode() if isinstance(body, str) else body
-        head = b"HTTP/1.1 %d Canned\r\nContent-Length: %d\r\n\r\n" % (status, len(raw))
-        self.wfile.write(head + raw)
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        operation = self.headers["X-Amz-Target"].partition(".")[2]
+        reply = self.server.reply_to(operation, json.loads(body))
+        self.send_response(reply.status)
+        self.send_header("Content-Length", str(len(reply.body)))
+        self.end_headers()
+        self.wfile.write(reply.body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing."""
 
 
 @contextmanager
 def canned_answers() -> Iterator[Canned]:
     """Serve canned answers."""
     with Canned() as server:
-        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        server.answer(EMPTY_PAGE)
+        thread = threading.Thread(
+            target=server.serve_forever, args=(0.05,), daemon=True
+        )
+        thread.start()
         try:
             yield server
         finally:

@@ -1,145 +1,101 @@
-"""Fixtures that several tests use: engines, a script's main, and the environment of them all."""
+"""Fixtures that several test files use."""
 
 from __future__ import annotations
 
-import functools
+import fcntl
 import importlib
-import json
 import os
 import signal
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-import boto3
-import botocore.endpoint
 import pytest
 from canned import EMPTY_PAGE, Canned, canned_answers
-from engines import (
-    Engine,
-    client_of,
-    dynalite,
-    load,
-    loaded,
-    unique,
-    wait_for,
-    wait_until_active,
-)
+from engines import Engine, create_table, load, plain_client, start_dynalite
 from items import ITEMS, instant, lab_items
-from local_dynamodb import HIDDEN, Lab, serve, settings_for_aws
-from running import SIGNALS, Ended
+from local_dynamodb import Lab, lab_environment, serve
+from running import Ended
 
 import common
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
 
-OTHER = os.environ.get("DYNAMODB_ENDPOINT_URL")
-DYNALITE_URL = "TESTS_DYNALITE_URL"
-DYNALITE_LOG = "TESTS_DYNALITE_LOG"
+Invoke = Callable[..., Ended]
+SHARED = "TESTS_SHARED_FOLDER"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Start one dynalite for all the processes of pytest-xdist, which find it by the environment.
+    """Make a folder for what the test processes share. The first process does it."""
+    if SHARED not in os.environ:
+        shared = tempfile.TemporaryDirectory()
+        config.add_cleanup(shared.cleanup)
+        os.environ[SHARED] = shared.name
+        # dynalite runs as long as this process has the FIFO open.
+        alive = f"{shared.name}/alive"
+        os.mkfifo(alive)
+        os.open(alive, os.O_RDWR)
 
-    Nobody waits for it here: most tests do not need it.
-    """
-    if not hasattr(config, "workerinput"):
-        running = ExitStack()
-        config.add_cleanup(running.close)
-        log = Path(running.enter_context(tempfile.TemporaryDirectory())) / "log"
-        os.environ[DYNALITE_LOG] = str(log)
-        os.environ[DYNALITE_URL] = running.enter_context(dynalite(log))
+
+def once(name: str, make: Callable[[], str]) -> str:
+    """What `make` returns. Only the first process that needs it calls `make`."""
+    folder = Path(os.environ[SHARED])
+    with (folder / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        result = folder / name
+        if not result.exists():
+            result.write_text(make())
+        return result.read_text()
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _aws_settings() -> Iterator[None]:
-    """Dummy credentials and a region in this process, unless another engine needs the user's.
-
-    Sessions are kept, since making one, with its first client, takes twenty times as long as
-    making another client of it.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        for name in HIDDEN if OTHER is None else ():
-            patch.delenv(name, raising=False)
-        for name, value in settings_for_aws("http://127.0.0.1:9").items() if OTHER is None else ():
-            patch.setenv(name, value)
-        patch.setattr(boto3, "Session", functools.cache(boto3.Session))
-        yield
-
-
-@pytest.fixture(autouse=True)
-def _workers_have_ended() -> Iterator[None]:
-    """A worker of a scan that failed sends one request more: not into the next test."""
+def _settings_of_the_lab() -> Iterator[None]:
+    """Give the tests dummy credentials and a region, and nothing of the user's."""
+    before = dict(os.environ)
+    environment = lab_environment("http://127.0.0.1:9")
+    os.environ.clear()
+    os.environ.update(environment)
     yield
-    for thread in threading.enumerate():
-        if thread.name == "worker":
-            thread.join(20)
-
-
-@pytest.fixture
-def anew() -> Iterator[Callable[[], None]]:
-    """Forgets the sessions and clients that are kept, before, after and when called.
-
-    The environment that they have read is another one.
-    """
-    new_session: Any = boto3.Session
-
-    def forget() -> None:
-        common.new_client.cache_clear()
-        new_session.cache_clear()
-
-    forget()
-    yield forget
-    forget()
-
-
-@pytest.fixture
-def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes botocore's retries not wait, which is 6 s in all for eight attempts."""
-    monkeypatch.setattr(botocore.endpoint, "time", SimpleNamespace(sleep=lambda seconds: None))
-
-
-@pytest.fixture(scope="session")
-def engine_client() -> DynamoDBClient:
-    """A client of dynalite, which is the same for all processes of the tests."""
-    endpoint_url = os.environ[DYNALITE_URL]
-    wait_for(endpoint_url, Path(os.environ[DYNALITE_LOG]))
-    return client_of(endpoint_url)
-
-
-@pytest.fixture(scope="session")
-def real(engine_client: DynamoDBClient) -> Iterator[Engine]:
-    """dynalite, with the lab's 2,000 items and an index."""
-    with loaded(engine_client, lab_items(), index=True) as engine:
-        yield engine
-
-
-@pytest.fixture
-def binary_key(engine_client: DynamoDBClient) -> Engine:
-    """A table in dynalite whose key is binary, and called B."""
-    name = unique("BinaryKey")
-    engine_client.create_table(
-        TableName=name,
-        AttributeDefinitions=[{"AttributeName": "B", "AttributeType": "B"}],
-        KeySchema=[{"AttributeName": "B", "KeyType": "HASH"}],
-        BillingMode="PAY_PER_REQUEST",
-    )
-    wait_until_active(engine_client, name)
-    keys = (bytes([255 - number, number, 0]) for number in range(30))
-    load(engine_client, name, ({"B": {"B": key}} for key in keys))
-    return Engine(engine_client.meta.endpoint_url, name)
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
-    """The local lab, with its 2,000 items, taking no time and never throttling."""
+    """The local lab with its 2,000 items. It takes no time and never throttles."""
     with serve(instant(ITEMS)) as served:
         yield served
+
+
+@pytest.fixture(scope="session")
+def dynalite_client() -> Any:
+    """boto3's own client, connected to dynalite."""
+    folder = Path(os.environ[SHARED])
+    endpoint_url = once("dynalite", lambda: start_dynalite(folder))
+    return plain_client(endpoint_url)
+
+
+@pytest.fixture(scope="session")
+def real(dynalite_client: DynamoDBClient) -> Engine:
+    """A table of dynalite's with the lab's 2,000 items, and with an index."""
+
+    def make() -> str:
+        create_table(dynalite_client, "Real", index=True)
+        load(dynalite_client, "Real", lab_items())
+        return "Real"
+
+    return Engine(dynalite_client.meta.endpoint_url, once("real", make))
+
+
+@pytest.fixture(params=["lab", "dynalite"])
+def engine(request: pytest.FixtureRequest) -> Engine:
+    """The local lab, and then dynalite, each with the lab's 2,000 items."""
+    if request.param == "lab":
+        return Engine(request.getfixturevalue("lab").endpoint_url)
+    real: Engine = request.getfixturevalue("real")
+    return real
 
 
 @pytest.fixture(scope="session")
@@ -152,63 +108,42 @@ def canned_server() -> Iterator[Canned]:
 def canned(canned_server: Canned) -> Canned:
     """An endpoint that answers as it is told, and until then with an empty table."""
     canned_server.answer(EMPTY_PAGE)
-    canned_server.describing = lambda: None
     return canned_server
 
 
-@pytest.fixture(scope="session", params=["lab", "dynalite", *(["other"] if OTHER else [])])
-def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
-    """Each engine in turn, with the lab's 2,000 items; DYNAMODB_ENDPOINT_URL adds one."""
-    if request.param == "lab":
-        yield Engine(request.getfixturevalue("lab").endpoint_url)
-    elif request.param == "dynalite":
-        yield request.getfixturevalue("real")
-    else:
-        with loaded(boto3.client("dynamodb", endpoint_url=OTHER), lab_items()) as other:
-            yield other
-
-
 @pytest.fixture
-def handlers_restored() -> Iterator[None]:
-    """Puts back the handlers that a script installs."""
-    before = {number: signal.getsignal(number) for number in (*SIGNALS, signal.SIGALRM)}
-    yield
-    signal.alarm(0)
-    for number, handler in before.items():
-        signal.signal(number, handler)
+def no_delay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the scripts ask again after a millisecond, not after 50."""
+    monkeypatch.setattr(common, "FIRST_DELAY", 0.001)
+    monkeypatch.setattr(common, "LONGEST_DELAY", 0.01)
 
 
 @pytest.fixture
 def invoke(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
-    hurried: None,
-    handlers_restored: None,
-) -> Callable[..., Ended]:
-    """Calls a script in this process, where starting costs nothing and no retry waits."""
+    no_delay: None,
+) -> Iterator[Invoke]:
+    """Call a script as its command line does, but in this process, which is faster.
+
+    invoke("compare", "--runs", "2", at=engine) returns its status and its output.
+    """
     monkeypatch.setenv("COLUMNS", "80")
 
-    def call(script: str, *flags: str, at: Engine | Lab | Canned | None = None) -> Ended:
-        where = ["--endpoint-url", at.endpoint_url] if at else []
-        where += ["--table-name", at.table] if isinstance(at, Engine) else []
-        main = functools.partial(importlib.import_module(script).main, [*where, *flags])
+    def call(script: str, *flags: str, at: Engine | Lab | Canned | None = None) -> Any:
+        where: list[str] = []
+        if isinstance(at, Engine):
+            where = at.flags()
+        elif at is not None:
+            where = ["--endpoint-url", at.endpoint_url]
+        monkeypatch.setattr("sys.argv", [f"{script}.py", *where, *flags])
         try:
-            status = common.status_of(main)
-        except SystemExit as left:  # argparse's way out, and an interrupt's
+            status = common.run_script(importlib.import_module(script).main)
+        except SystemExit as left:  # argparse's way out
             status = int(left.code or 0)
         return Ended([script, *flags], status, *capfd.readouterr())
 
-    return call
-
-
-@pytest.fixture
-def metrics_of(invoke: Callable[..., Ended]) -> Callable[..., dict[str, Any]]:
-    """Calls a script that succeeds; returns its JSON."""
-
-    def call(script: str, *flags: str, at: Engine | Lab | Canned) -> dict[str, Any]:
-        ended = invoke(script, *flags, "--output", "json", at=at)
-        assert ended.returncode == 0, ended.stderr
-        metrics: dict[str, Any] = json.loads(ended.stdout)
-        return metrics
-
-    return call
+    handlers = {number: signal.getsignal(number) for number in (2, 15)}
+    yield call
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

@@ -1,21 +1,19 @@
-"""Interrupts at random moments: does every script end at once, with 130, and leave nothing behind?
+"""Interrupt the scripts at random moments, and see how they end.
 
-python tests/interrupts.py [--signals 200] [--seed 0]
+    python tests/interrupts.py --signals 200
 
-Each time a script is started in one of the situations below, in which it would go on for ever or
-nearly so, and gets SIGINT, SIGTERM or SIGHUP at a random moment after its imports: within its first
-second, or, where it ends by itself, within the time that takes. It has to end within two seconds,
-with status 130 (or 0, if its result was out already), without a traceback; the file that it was to
-replace has to be whole, with nothing beside it. Linux only: /proc tells when the imports are over.
-Ends with 1 if anything is otherwise.
+Each script is started in one of the situations below. There it would go on for a long
+time. It gets SIGINT or SIGTERM at a random moment, and every fourth script gets two
+signals. It has to end within two seconds, with status 130 and without a traceback.
+Saved segments have to be whole. After a single signal, no .part file may be left.
+
+The exit status is 1 if anything was different. Linux only: /proc tells when a script
+is ready for signals.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import fcntl
-import itertools
 import os
 import random
 import signal
@@ -24,201 +22,229 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import cycle, islice
 from pathlib import Path
-from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from items import instant
-from local_dynamodb import serve
-from running import BUNDLE, SIGNALS, environment, heeded_signals
+from local_dynamodb import GameTable, Settings, game_table, lab_environment, serve
+from running import BUNDLE
 from tabulate import tabulate
 
-ONE_SCAN = ("sequential_scan.py", "parallel_scan.py")
-SCRIPTS = (*ONE_SCAN, "compare.py")
-LIMIT = 2.0  # seconds from the signal to the end
-LANES = 4  # scripts at a time
-BEFORE = "from before\n"
-PIPE_SIZE = 4096  # of pipes that nobody reads: the least that Linux gives
-SET_PIPE_SIZE = 1031  # fcntl.F_SETPIPE_SZ, which Python has from 3.10 on
+ITEMS = 5000
+PAGE = 20
+SEGMENTS = 60  # of a scan that saves: some are whole within a second
+LIMIT = 2.0  # seconds from the first signal to the end
+AT_A_TIME = 2
+ALL = ("sequential_scan.py", "parallel_scan.py", "compare.py")
+PARALLEL = ("parallel_scan.py",)
+COMPARE = ("compare.py",)
 
 
 @dataclass(frozen=True)
 class Situation:
-    """What a script is in the middle of. FILE in its flags is a file that exists, FIFO a pipe."""
+    """What a script is in the middle of. {folder} in its flags is an empty folder."""
 
+    scripts: tuple[str, ...] = ALL
     flags: str = ""
-    model: dict[str, Any] = field(default_factory=dict)  # settings of the local lab
-    answers: bool = True  # else the endpoint accepts connections, and that is all
+    lab: Settings | None = None  # None: the endpoint never answers
     output_is_read: bool = True
-    scripts: tuple[str, ...] = SCRIPTS
     seconds: float = 1.0  # within which the signal comes
 
 
-def hang(ordinal: int, _: object) -> str | None:
-    return "hang" if ordinal >= 8 else None
+def hang(number: int, _: object) -> str | None:
+    """Answer the first 30 Scans only."""
+    return "hang" if number >= 30 else None
 
 
-SLOW = {"items": 5000, "latency_ms": 20}
+SLOW = instant(ITEMS, latency_ms=20)
+THROTTLED = instant(ITEMS, read_capacity=1, burst_seconds=1)
+HANGING = instant(ITEMS, script=hang)
+SAVE = f"--save {{folder}} --total-segments {SEGMENTS} --workers 4"
 SITUATIONS = {
-    "connecting": Situation(answers=False),
-    "reading": Situation(model=SLOW),
-    "unanswered": Situation(model={"script": hang}),
-    "throttled": Situation(model={"read_capacity": 1, "burst_seconds": 1}),
-    "pacing": Situation("--max-rcu 1"),
-    "saving": Situation("--save FILE", SLOW, scripts=ONE_SCAN),
-    "saving, throttled": Situation(
-        "--save FILE", {"read_capacity": 1, "burst_seconds": 1}, scripts=ONE_SCAN
-    ),
-    "output not read": Situation("--save -", output_is_read=False, scripts=ONE_SCAN),
-    "FIFO not read": Situation("--save FIFO", scripts=ONE_SCAN),
-    "FIFO not opened": Situation("--save FIFO", scripts=ONE_SCAN),
-    "report not read": Situation(
-        "--total-segments 90 --output json", output_is_read=False, scripts=SCRIPTS[1:]
-    ),
-    "ending": Situation(model={"items": 100}, seconds=0.2),
+    "connecting": Situation(),
+    "reading": Situation(lab=SLOW),
+    "unanswered": Situation(lab=HANGING),
+    "throttled": Situation(lab=THROTTLED),
+    "waiting for a turn": Situation(PARALLEL, "--max-rcu 1", instant(ITEMS)),
+    "saving": Situation(PARALLEL, SAVE, SLOW),
+    "saving, unanswered": Situation(PARALLEL, SAVE, HANGING),
+    "saving, throttled": Situation(PARALLEL, SAVE, THROTTLED),
+    "saving, waiting": Situation(PARALLEL, f"{SAVE} --max-rcu 1", instant(ITEMS)),
+    "output not read": Situation(PARALLEL, "--save -", instant(ITEMS), False),
+    "report not read": Situation(COMPARE, "", instant(100), False),
+    "ending": Situation(lab=instant(100), seconds=0.2),
 }
 
 
-class Ended(NamedTuple):
-    """How a script ended; `wrong` says what ought to be otherwise."""
+@dataclass
+class End:
+    """How a script ended. `wrong` says what should have been different."""
 
     situation: str
     script: str
-    number: int  # of the signal
-    moment: float  # at which it came
+    signals: list[str]
+    moment: float
     status: int
     seconds: float
-    wrong: str
+    wrong: list[str] = field(default_factory=list)
 
 
-@contextlib.contextmanager
+@contextmanager
 def silent_endpoint() -> Iterator[str]:
-    """Accepts connections, and never answers."""
+    """An endpoint that accepts connections, and never answers."""
     with socket.create_server(("127.0.0.1", 0), backlog=500) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
-def wait_for_handlers(pid: int) -> None:
-    """Wait until a process has a handler for SIGTERM: a script's imports are over then."""
+@contextmanager
+def full_pipe() -> Iterator[int]:
+    """A pipe whose reader has stopped reading. Yields the end to write to."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    for size in (4096, 1):
+        try:
+            while True:
+                os.write(writer, b" " * size)
+        except BlockingIOError:
+            pass
+    os.set_blocking(writer, True)
+    try:
+        yield writer
+    finally:
+        os.close(writer)
+        os.close(reader)
+
+
+def wait_until_ready(pid: int) -> None:
+    """Wait until a script handles SIGTERM."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
-        caught = next((line for line in lines if line.startswith("SigCgt")), "SigCgt: 0")
-        if int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1:
-            return
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            # The mask has a bit for each signal, the lowest one for signal 1.
+            if line.startswith("SigCgt:"):
+                mask = int(line.split()[1], 16)
+                if mask & 1 << (signal.SIGTERM - 1):
+                    return
         time.sleep(0.005)
-    raise TimeoutError(f"process {pid} has installed no handler")
+    raise TimeoutError(f"process {pid} does not handle SIGTERM")
 
 
-@contextlib.contextmanager
-def surroundings(name: str) -> Iterator[Path]:
-    """A folder with the FILE that exists, and the FIFO, held open where it is not to be read."""
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as held:
-        path = Path(folder)
-        (path / "items").write_text(BEFORE)
-        os.mkfifo(path / "fifo")
-        if name == "FIFO not read":
-            held.callback(os.close, os.open(path / "fifo", os.O_RDWR))  # a reader that never reads
-        yield path
-
-
-def interrupted(name: str, script: str, number: int, moment: float, url: str) -> Ended:
-    """Start a script in a situation, send it the signal at that moment, and see how it ends."""
+def interrupted(
+    name: str, script: str, signals: list[signal.Signals], moment: float, url: str
+) -> End:
+    """Start a script, interrupt it, and look at what is left."""
     situation = SITUATIONS[name]
-    with surroundings(name) as folder, tempfile.TemporaryFile() as said:
-        flags = situation.flags.replace("FILE", f"{folder}/items").replace("FIFO", f"{folder}/fifo")
+    with ExitStack() as held:
+        folder = Path(held.enter_context(tempfile.TemporaryDirectory()))
+        said = held.enter_context(tempfile.TemporaryFile())
+        output = said.fileno()
+        if not situation.output_is_read:
+            output = held.enter_context(full_pipe())
+        flags = situation.flags.format(folder=folder).split()
         process = subprocess.Popen(
-            [sys.executable, BUNDLE / script, "--page-size", "20", *flags.split()],
-            env=environment(url),
-            # What is not read is one pipe for both, as with 2>&1 | less.
-            stdout=said if situation.output_is_read else subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            [sys.executable, BUNDLE / script, "--page-size", str(PAGE), *flags],
+            env=lab_environment(url),
+            stdout=output,
+            stderr=output,
         )
         try:
-            if process.stdout:
-                fcntl.fcntl(process.stdout, SET_PIPE_SIZE, PIPE_SIZE)
-            wait_for_handlers(process.pid)
+            wait_until_ready(process.pid)
             time.sleep(moment)
             sent = time.monotonic()
-            process.send_signal(number)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(LIMIT * 5)
+            process.send_signal(signals[0])
+            for number in signals[1:]:
+                time.sleep(moment / 10)
+                process.send_signal(number)
+            process.wait(60)
             seconds = time.monotonic() - sent
         finally:
             process.kill()
-            unread, _ = process.communicate()
         said.seek(0)
-        text = (said.read() + (unread or b"")).decode(errors="replace")
-        wrong = "; ".join(wrongs(process.returncode, seconds, text, folder))
-        return Ended(name, script, number, moment, process.returncode, seconds, wrong)
+        text = said.read().decode(errors="replace")
+        names = [number.name for number in signals]
+        end = End(name, script, names, moment, process.returncode, seconds)
+        ended_by_itself = end.status == 0 and "Total execution time" in text
+        # A second signal may come when Python is about to end. Then it ends Python.
+        ended_by_second = len(signals) == 2 and -end.status in signals
+        if end.status != 130 and not ended_by_itself and not ended_by_second:
+            end.wrong.append(f"status {end.status}")
+        if end.seconds > LIMIT:
+            end.wrong.append("too late")
+        if "Traceback" in text or "Exception" in text:
+            end.wrong.append(text)
+        if len(signals) == 1:
+            end.wrong += [f"left {path.name}" for path in folder.glob("*.part")]
+        end.wrong += damaged_segments(folder)
+        return end
 
 
-def wrongs(status: int, seconds: float, text: str, folder: Path) -> Iterator[str]:
-    """What is not as it ought to be."""
-    left = sorted(each.name for each in folder.iterdir())
-    if status != 130 and not (status == 0 and "Total execution time" in text):
-        yield f"status {status}"
-    if seconds > LIMIT:
-        yield "too late"
-    if "Traceback" in text or "Exception" in text:
-        yield f"said {text[-2000:]}"
-    if left != ["fifo", "items"]:
-        yield f"left {left}"
-    if (folder / "items").read_text() != BEFORE:
-        yield "FILE is not as before"
+def damaged_segments(folder: Path) -> Iterator[str]:
+    """The saved segments that do not have as many lines as the table has items."""
+    table: GameTable = game_table(ITEMS)
+    for path in folder.glob("*.jsonl"):
+        segment = int(path.stem.partition("-")[2])
+        first, end = table.bounds(segment, SEGMENTS)
+        lines = path.read_bytes().count(b"\n")
+        if lines != end - first:
+            yield f"{path.name} has {lines} of {end - first} items"
 
 
-def campaign(signals: int, seed: int = 0) -> list[Ended]:
-    """So many scripts, each interrupted once, in all situations in turn."""
+def campaign(count: int, seed: int) -> list[End]:
+    """Interrupt so many scripts, in all situations in turn."""
     chance = random.Random(seed)
-    names = itertools.cycle(SITUATIONS)
-    with contextlib.ExitStack() as running:
-        running.enter_context(heeded_signals())
+    with ExitStack() as served:
+        silent = served.enter_context(silent_endpoint())
         urls = {}
         for name, situation in SITUATIONS.items():
-            if situation.answers:
-                model = instant(**{"items": 20_000, **situation.model})
-                urls[name] = running.enter_context(serve(model)).endpoint_url
-            else:
-                urls[name] = running.enter_context(silent_endpoint())
-        lanes = running.enter_context(ThreadPoolExecutor(LANES))
+            urls[name] = silent
+            if situation.lab:
+                lab = served.enter_context(serve(situation.lab))
+                urls[name] = lab.endpoint_url
+        pool = served.enter_context(ThreadPoolExecutor(AT_A_TIME))
         jobs = []
-        for name in itertools.islice(names, signals):
-            script = chance.choice(SITUATIONS[name].scripts)
-            number = chance.choice(SIGNALS)
-            moment = chance.uniform(0, SITUATIONS[name].seconds)
-            jobs.append(lanes.submit(interrupted, name, script, number, moment, urls[name]))
+        for name in islice(cycle(SITUATIONS), count):
+            situation = SITUATIONS[name]
+            script = chance.choice(situation.scripts)
+            how_many = chance.choice([1, 1, 1, 2])
+            signals = chance.choices([signal.SIGINT, signal.SIGTERM], k=how_many)
+            moment = chance.uniform(0, situation.seconds)
+            url = urls[name]
+            jobs.append(pool.submit(interrupted, name, script, signals, moment, url))
         return [job.result() for job in jobs]
 
 
-def table(ends: list[Ended]) -> str:
-    """A row a situation."""
+def table(ends: list[End]) -> str:
+    """A row for each situation."""
     rows = []
     for name in SITUATIONS:
         these = [end for end in ends if end.situation == name]
-        statuses = Counter(end.status for end in these)
-        shown = ", ".join(f"{status}: {statuses[status]}" for status in sorted(statuses))
-        slowest = max((end.seconds for end in these), default=0.0)
-        wrong = sum(end.wrong != "" for end in these)
-        rows.append([name, len(these), shown, f"{slowest:.2f} s", wrong])
-    heads = ["in the middle of", "signals", "status", "slowest end", "wrong"]
-    return tabulate(rows, headers=heads, disable_numparse=True)
+        if these:
+            statuses = sorted({end.status for end in these})
+            slowest = max(end.seconds for end in these)
+            wrong = sum(bool(end.wrong) for end in these)
+            rows.append([name, len(these), statuses, f"{slowest:.2f} s", wrong])
+    headers = ["in the middle of", "scripts", "statuses", "slowest end", "wrong"]
+    return tabulate(rows, headers)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Interrupt the scripts at random moments.")
-    parser.add_argument("--signals", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=0)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--signals", type=int, default=200, metavar="N")
+    parser.add_argument("--seed", type=int, help="default: drawn, and printed")
     args = parser.parse_args()
-    ends = campaign(args.signals, args.seed)
+    seed = random.randrange(1_000_000) if args.seed is None else args.seed
+    print(f"--seed {seed}", flush=True)
+    ends = campaign(args.signals, seed)
     print(table(ends))
     wrong = [end for end in ends if end.wrong]
-    print(f"\n{len(ends)} signals, {len(wrong)} wrong ends")
     print(*wrong, sep="\n")
     return 1 if wrong else 0
 

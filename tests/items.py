@@ -1,4 +1,4 @@
-"""The lab's items, and what a scan made of them: the items themselves, and the server's log."""
+"""The lab's items, and what a scan made of them: the items, and the server's log."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import Any
 
 from local_dynamodb import Lab, Page, Settings, game_table
 
-from common import Json
+from common import Metrics
+from common import Page as ScanPage
+from parallel_scan import Output
 
+Json = dict[str, Any]
 ITEMS = 2000  # what the lab's table has
-Key = tuple[str, str]
 THROTTLE = "ProvisionedThroughputExceededException"  # of a provisioned table
 
 
@@ -22,28 +24,11 @@ def instant(items: int, **more: Any) -> Settings:
     return Settings(items=items, **{**usual, **more})
 
 
-def items_text(count: int) -> str:
-    """The local lab's items as its table has them, taken without any scan."""
-    return bytes(game_table(count).json(Page(0, count, 0, limited=False))).decode()
-
-
 def lab_items(count: int = ITEMS) -> list[Json]:
-    items: list[Json] = json.loads(f"[{items_text(count)}]")
+    """The local lab's items, taken from its table without any scan."""
+    text = bytes(game_table(count).json(Page(0, count, 0, False)))
+    items: list[Json] = json.loads(b"[" + text + b"]")
     return items
-
-
-def key(item: Json) -> Key:
-    return item["player_id"]["S"], item["game_id"]["S"]
-
-
-def keys(texts: list[str]) -> list[Key]:
-    """An each_page: the keys of a page's items."""
-    return [key(json.loads(text)) for text in texts]
-
-
-def are_all(found: list[Key], count: int = ITEMS) -> bool:
-    """Every item of the lab's was found, and once."""
-    return Counter(found) == Counter(map(key, lab_items(count)))
 
 
 def contents(items: Iterable[Any]) -> Counter[str]:
@@ -51,32 +36,65 @@ def contents(items: Iterable[Any]) -> Counter[str]:
     return Counter(json.dumps(item, sort_keys=True) for item in items)
 
 
+class Kept:
+    """Keeps the items of a parallel scan: their JSON texts, by segment.
+
+    It is what `parallel_scan` takes as open_output: open_output=Kept().
+    """
+
+    def __init__(self) -> None:
+        self.texts: dict[int, list[Any]] = {}
+
+    def __call__(self, segment: int) -> Output:
+        self.texts[segment] = []
+        return Keeping(self.texts[segment])
+
+    def items(self) -> list[Json]:
+        return [json.loads(text) for texts in self.texts.values() for text in texts]
+
+
+class Keeping(Output):
+    def __init__(self, texts: list[Any]) -> None:
+        self.texts = texts
+
+    def write(self, page: ScanPage) -> None:
+        self.texts += page["Items"]
+
+
 def saved_items(lines: bytes) -> list[Any]:
     """The items of what --save writes."""
     return [json.loads(line)["Item"] for line in lines.splitlines()]
 
 
-def is_whole(lines: bytes, count: int) -> bool:
-    """These lines, as --save writes them, are the lab's items, each once."""
-    return contents(saved_items(lines)) == contents(lab_items(count))
-
-
 def scans_of(lab: Lab) -> list[Json]:
     """The Scan requests in the local lab's log."""
-    return [line for line in lab.requests if line["operation"] == "Scan"]
+    return [entry for entry in lab.requests if entry["operation"] == "Scan"]
 
 
 def outcomes(lab: Lab) -> Counter[str]:
     """How often the lab answered a Scan with each outcome."""
-    return Counter(line["outcome"] for line in scans_of(lab))
+    return Counter(entry["outcome"] for entry in scans_of(lab))
+
+
+def counts_of(metrics: Metrics) -> Json:
+    """The counts of a scan, under the names that --output json gives them."""
+    return {
+        "items": metrics.items,
+        "scanned": metrics.scanned,
+        "pages": metrics.pages,
+        "consumed_rcu": metrics.consumed_rcu,
+        "throttled_requests": metrics.throttled_requests,
+        "retried_requests": metrics.retried_requests,
+    }
 
 
 def assert_as_logged(counts: Json, log: list[Json]) -> None:
-    """Asserts that the counts of an unfiltered scan are those of its requests in the log."""
-    served = [line for line in log if line["outcome"] == "ok"]
-    refused = [line for line in log if "Throughput" in line["outcome"]]
-    assert counts["items"] == counts["scanned"] == sum(line["items"] for line in served)
-    assert counts["consumed_rcu"] == sum(line["rcu"] for line in served)
+    """Assert that a scan's counts are those of its requests in the server's log."""
+    served = [entry for entry in log if entry["outcome"] == "ok"]
+    refused = [entry for entry in log if entry["outcome"] == THROTTLE]
+    assert counts["items"] == sum(entry["items"] for entry in served)
+    assert counts["scanned"] == sum(entry["items"] for entry in served)
+    assert counts["consumed_rcu"] == sum(entry["rcu"] for entry in served)
     assert counts["pages"] == len(served)
     assert counts["throttled_requests"] == len(refused)
     assert counts["retried_requests"] == len(log) - len(served) - len(refused)

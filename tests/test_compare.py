@@ -1,255 +1,332 @@
-"""The comparison: its arithmetic, its words, and how it looks."""
+"""The comparison: what it claims and what it must not, its numbers, and its look.
+
+First come conclusions from made-up metrics. Then compare.py runs on servers that do
+what tables do on bad days.
+"""
 
 from __future__ import annotations
 
 import json
-import os
-import pty
 import re
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from signal import SIGINT
 from typing import Any
 
 import pytest
+from canned import Canned, Reply
+from conftest import Invoke
+from engines import Engine
 from items import assert_as_logged, instant, scans_of
-from local_dynamodb import Lab, serve
-from running import BUNDLE, Ended, environment
+from local_dynamodb import Lab, lab_environment, serve
+from running import BUNDLE, Ended, run
 
 import compare
-from common import ScanMetrics, SegmentMetrics
-from compare import Runs, Table, best, cost, notes, side_by_side, verdict
+from common import Metrics
+from compare import Comparison, Table, Way, conclusion, cost_text, speedup
 from parallel_scan import timeline
 
-WIDTH = 80
-MIB = 2**20
-Invoke = Callable[..., Ended]
+MADE_UP = Metrics(items=100, scanned=100, pages=8, consumed_rcu=50.0, complete=True)
 
 
-def segment(seconds: float, number: int = 0, **more: Any) -> SegmentMetrics:
-    return SegmentMetrics(segment=number, pages=1, seconds=seconds, **more)
+def sequential(*seconds: float, **more: Any) -> Way:
+    """A sequential scan that was run so often, and took so long."""
+    return Way(None, [replace(MADE_UP, seconds=each, **more) for each in seconds])
 
 
-def scanned(seconds: float = 1.0, count: int = 4, **more: Any) -> ScanMetrics:
-    """The metrics of a made-up scan of 100 items; a `count` of 0 segments: a sequential one."""
-    metrics = ScanMetrics(
-        mode="parallel" if count else "sequential", total_segments=count or 1, complete=True,
-        items=100, scanned=100, pages=4, consumed_rcu=50.0,
-        connect_seconds=0.05, seconds=seconds, cpu_seconds=0.1, items_per_second=100 / seconds,
-        segments=[segment(seconds, number) for number in range(count or 1)],
-    )  # fmt: skip
-    return replace(metrics, **more)
+def parallel(segments: int, *seconds: float, **more: Any) -> Way:
+    return Way(segments, [replace(MADE_UP, seconds=each, **more) for each in seconds])
 
 
-def results(*seconds: float, **more: Any) -> list[Runs]:
-    """One run each way: sequential, then in 2, 4, 8 ... segments, of which there is `more`."""
-    parallel = [scanned(each, 2**number, **more) for number, each in enumerate(seconds[1:], 1)]
-    return [[scanned(seconds[0], 0)], *([run] for run in parallel)]
+def said_of(*ways: Way, plain: bool = False) -> str:
+    """The conclusion from a sequential scan and parallel ones."""
+    return " ".join(conclusion(Comparison(ways[0], list(ways[1:])), plain))
 
 
-ONE_PAGE = [[scanned(0.2, 0, pages=1)], [scanned(0.15)]]
+# --- Different items
 
 
-def table(rcu: int | None = 5) -> Table:
-    return Table("T", 100, 8 * MIB, rcu, "PROVISIONED" if rcu else "PAY_PER_REQUEST")
+def test_runs_of_one_way_may_differ() -> None:
+    changed = parallel(4, 1.0, 1.0)
+    changed.runs[1].items = changed.runs[1].scanned = 99
+    said = said_of(sequential(5.0, 5.0), changed)
+    assert "from 99 to 100. No speeds are compared." in said
+    assert "times as fast" not in said
 
 
-def test_the_median_run_stands_for_all() -> None:
-    runs = [scanned(each, 2) for each in (1.0, 2.0, 5.0)]
-    steady = [scanned(each, 4) for each in (1.5, 1.5, 9.0)]
-    assert compare.typical(runs).seconds == 2.0
-    assert compare.typical(runs[:2]).seconds == 1.0
-    assert compare.times_as_fast([scanned(0.5)], runs) == 4.0
-    assert best([[scanned(3.0, 0)], runs, steady]) is steady
+def test_where_a_filter_hides_the_difference_the_scanned_items_tell() -> None:
+    filtered = parallel(4, 1.0, items=10, scanned=103)
+    assert "from 100 to 103." in said_of(sequential(9.0, items=10), filtered)
+
+
+def test_where_as_many_were_scanned_the_items_tell() -> None:
+    other = parallel(4, 1.0, items=12)
+    assert "from 10 to 12." in said_of(sequential(9.0, items=10), other)
+
+
+def test_one_more_item_does_not_blame_the_endpoint() -> None:
+    one_more = parallel(4, 1.0, items=101, scanned=101)
+    said = said_of(sequential(1.0), parallel(2, 1.0), one_more)
+    assert "written to" in said
+    assert "exactly" not in said
+
+
+# --- Speed
 
 
 @pytest.mark.parametrize(
-    ("seconds", "segments"),
+    ("segments", "seconds", "words"),
     [
-        ((9.0, 1.04, 1.0, 1.3), 2),
-        ((9.0, 1.06, 1.0, 1.3), 4),
-        ((9.0, 2.0, 1.04, 1.0), 4),
-        ((0.1, 1.0, 2.0), 2),  # the sequential scan is not one of them
-        ((1.0,), 1),  # unless an interrupt left no other
+        (4, 0.5, "The scan in 4 segments was 4.0 times as fast."),
+        (4, 1.5, "1.3 times as fast."),
+        (4, 1.7, "was not clearly faster."),  # 2.0 / 1.7 is less than 1.25
+        (4, 2.3, "was not clearly faster."),
+        (4, 2.6, "was slower: it took 1.3 times as long."),
+        (4, 20.0, "was slower: it took 10.0 times as long."),
+        (1, 1.7, "The scan in 1 segment was not clearly faster."),
+    ],
+)
+def test_a_single_run_has_to_differ_by_a_quarter(
+    segments: int, seconds: float, words: str
+) -> None:
+    said = said_of(sequential(2.0), parallel(segments, seconds))
+    assert words in said
+    assert ("One run cannot show" in said) == ("not clearly" in words)
+    assert ("--runs" in said) == ("not clearly" in words)
+
+
+@pytest.mark.parametrize("seconds", [0.010, 0.020])
+def test_a_short_scan_is_not_faster_by_chance(seconds: float) -> None:
+    assert speedup(parallel(1, seconds), sequential(0.014)) is None
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "ratio"),
+    [
+        ([4.0, 4.2, 4.4], [1.0, 2.0, 3.0], 2.1),
+        ([1.0, 2.0, 3.0], [4.0, 4.0, 4.2], 0.5),
+        ([2.2, 2.2, 2.2], [1.9, 1.9, 1.9], 2.2 / 1.9),  # more than a tenth
+        ([2.2, 2.2, 2.2], [2.1, 2.1, 2.1], None),  # less than a tenth
+        ([4.0, 4.2, 4.4], [1.0, 1.0, 4.1], None),  # 4.1 is slower than 4.0
+        ([1.0, 1.0, 4.1], [4.0, 4.2, 4.4], None),
+    ],
+)
+def test_every_run_has_to_be_faster(
+    before: list[float], after: list[float], ratio: float | None
+) -> None:
+    assert speedup(parallel(4, *after), sequential(*before)) == ratio
+    assert "--runs" not in said_of(sequential(*before), parallel(4, *after))
+
+
+def test_of_two_runs_the_faster_stands_for_both() -> None:
+    assert parallel(2, 3.0, 1.0).median.seconds == 1.0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "best"),
+    [
+        ([1.04, 1.0, 1.3], 2),
+        ([1.06, 1.0, 1.3], 4),
+        ([2.0, 1.04, 1.0], 4),
+        ([4.0, 2.0, 1.0], 8),
     ],
 )
 def test_the_best_has_the_fewest_segments_within_5_percent(
-    seconds: tuple[float, ...], segments: int
+    seconds: list[float], best: int
 ) -> None:
-    assert best(results(*seconds))[0].total_segments == segments
+    series = [parallel(count, each) for count, each in zip((2, 4, 8), seconds)]
+    assert f"The scan in {best} segments was" in said_of(sequential(9.0), *series)
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 20), (4, 4)])
+def test_a_table_of_more_pages_is_not_one_page(before: int, after: int) -> None:
+    said = said_of(sequential(0.2, pages=before), parallel(4, 0.05, pages=after))
+    assert "one page" not in said
+
+
+# --- Causes
 
 
 @pytest.mark.parametrize(
-    ("rcu", "consistent", "max_rcu", "words"),
+    ("plain", "cpu_seconds", "busy", "gil"),
     [
-        # 8 MiB are 2,048 units of 4 KB: 1,024 RCU a scan, 2,048 if consistent.
-        (None, False, None, "2 scans of the whole table consume about 2,048 RCU, billed by the "),
-        (None, True, None, "consume about 4,096 RCU, billed by the request."),
-        (5, False, None, "5 a second, and up to 1,500 that were not used in the last 300 s."),
-        (5, False, None, " about 410 s."),  # 2,048 / 5
-        (None, True, 100, "4,096 RCU: at --max-rcu 100, in about 41 s."),
+        (True, 0.95, True, True),
+        (True, 1.1, True, True),
+        (True, 0.5, False, False),  # it waited for the server
+        (True, 1.9, True, False),  # two threads ran side by side: no GIL
+        (False, 0.95, True, False),
+        (False, 0.65, False, False),
     ],
 )
-def test_the_cost(rcu: int | None, consistent: bool, max_rcu: int | None, words: str) -> None:
-    assert words in cost(table(rcu), 2, consistent, max_rcu)
+def test_the_cpu_is_a_cause_only_where_it_was_busy(
+    plain: bool, cpu_seconds: float, busy: bool, gil: bool
+) -> None:
+    scanned = parallel(4, 1.0, cpu_seconds=cpu_seconds)
+    said = said_of(sequential(1.1), scanned, plain=plain)
+    assert ("machine's CPU" in said) == busy
+    assert ("GIL" in said) == gil
 
 
-# --- The table
-
-FIRST_ROWS = ["Total execution time", "Items processed", "Items per second", "Consumed RCU",
-              "Times as fast", "Pages", "CPU time", "Connecting before"]  # fmt: skip
-
-
-def rows_of(text: str) -> dict[str, list[str]]:
-    """The table's rows: their cells by their names."""
-    lines = text.split("\n---")[1].splitlines()[1:]
-    return {line[:20].strip(): re.split(r"\s{2,}", line[20:].strip()) for line in lines}
+@pytest.mark.parametrize(("seconds", "gil"), [(1.4, True), (4.0, False)])
+def test_the_gil_is_a_cause_only_where_threads_gained_little(
+    seconds: float, gil: bool
+) -> None:
+    said = said_of(sequential(seconds), parallel(4, 1.0, cpu_seconds=0.95), plain=True)
+    assert ("GIL" in said) == gil
 
 
-def test_a_column_a_scan_and_a_row_a_metric() -> None:
-    faster = scanned(1.0, consumed_rcu=None, pages=6, cpu_seconds=0.25, items=1234, scanned=1234)
-    text = side_by_side([[scanned(2.0, 0)], [faster]])
-    assert re.match(r" +sequential +4\n +segments\n", text)
-    assert list(rows_of(text)) == FIRST_ROWS
-    assert list(rows_of(text).values()) == [
-        ["2.00 s", "1.00 s"], ["100", "1,234"], ["50", "100"], ["50.0", "n/a"],
-        ["1.0", "2.0"], ["4", "6"], ["0.10 s", "0.25 s"], ["0.05 s", "0.05 s"],
-    ]  # fmt: skip
+@pytest.mark.parametrize(
+    "seconds",
+    [
+        [1.0, 1.0, 1.0, 1.9],  # not twice as long as any other
+        [0.1, 0.1, 0.1, 1.4],  # not half of the time
+        [3.0],  # there is no other one
+    ],
+)
+def test_segments_much_alike_are_not_named(seconds: list[float]) -> None:
+    segments = {number: Metrics(seconds=each) for number, each in enumerate(seconds)}
+    said = said_of(sequential(9.0), parallel(len(seconds), 3.0, segments=segments))
+    assert "alone" not in said
 
 
-def test_several_runs_show_their_spread() -> None:
-    runs = [scanned(each) for each in (0.5, 1.0, 3.0)]
-    rows = rows_of(side_by_side([runs, runs]))
-    assert list(rows) == [FIRST_ROWS[0], "Fastest run", "Slowest run", *FIRST_ROWS[1:]]
-    assert [rows[name][0] for name in list(rows)[:3]] == ["1.00 s", "0.50 s", "3.00 s"]
+@pytest.mark.parametrize(
+    ("series", "advice"),
+    [
+        ({2: 4.0, 4: 2.0, 8: 1.0}, "2.0 times as fast: try more segments"),
+        ({2: 4.0, 4: 2.0, 8: 1.3}, "try more segments"),  # half of the gain is enough
+        ({2: 4.0, 4: 2.0, 8: 1.5}, ""),
+        ({2: 4.0, 4: 2.0, 8: 8.0}, "More than 4 segments gained nothing"),
+        ({1: 2.0, 4: 2.0}, "More than 1 segment gained nothing"),
+        ({4: 1.0, 16: 1.0}, "gained nothing"),
+        ({1: 1.0}, ""),
+        ({16: 0.25}, ""),
+        ({4: 80.0}, ""),
+    ],
+)
+def test_more_segments_are_advised_only_if_the_last_step_gained(
+    series: dict[int, float], advice: str
+) -> None:
+    ways = [parallel(count, seconds) for count, seconds in series.items()]
+    said = said_of(sequential(8.0), *ways)
+    assert advice in said
+    assert ("try more segments" in said) == ("try more segments" in advice)
+    assert ("gained nothing" in said) == ("gained nothing" in advice)
 
 
-def test_other_rows_come_where_some_scan_has_them() -> None:
-    usual = scanned(2.0, 0)
-    special = scanned(scanned=300, throttled_requests=7, retried_requests=2)
-    assert list(rows_of(side_by_side([[usual], [usual]]))) == FIRST_ROWS
-    for runs in ([[usual], [special]], [[special], [usual]]):
-        rows = rows_of(side_by_side(runs))
-        others = ["Items scanned", "Throttled requests", "Retried requests"]
-        assert list(rows) == [*FIRST_ROWS, *others]
-        assert [rows[name] for name in others] == [["300"], ["7"], ["2"]]
+def test_a_step_within_the_noise_is_no_gain() -> None:
+    unsteady = parallel(4, 0.5, 1.0, 3.0), parallel(5, 0.4, 0.8, 2.0)
+    assert "try more" not in said_of(sequential(9.0, 9.0, 9.0), *unsteady)
 
 
-LARGE = dict.fromkeys(["items", "pages", "throttled_requests", "retried_requests"], 99_999_999)
+def test_a_throttled_scan_has_no_other_cause() -> None:
+    throttled = parallel(4, 1.0, throttled_requests=1, cpu_seconds=1.0)
+    said = said_of(sequential(4.0), parallel(2, 2.0), throttled)
+    assert "The scan in 4 segments was throttled once." in said
+    assert "CPU" not in said
+    assert "try more" not in said
+
+
+# --- Cost
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "pages", "words"),
+    [
+        (50.0, 51.0, 4, "consumed 1.0 RCU more than the sequential scan: the cost of"),
+        (50.0, 52.0, 4, "rounded up"),  # half an RCU a page
+        (50.0, 52.5, 4, "2.5 RCU more than the sequential scan."),
+        (100.0, 800.0, 128, "700.0 RCU more than the sequential scan."),
+    ],
+)
+def test_more_capacity_is_rounding_only_up_to_half_an_rcu_a_page(
+    before: float, after: float, pages: int, words: str
+) -> None:
+    more = parallel(4, 1.0, consumed_rcu=after, pages=pages)
+    assert words in said_of(sequential(4.0, consumed_rcu=before), more)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [(50.0, 50.0), (50.0, 49.0), (None, 51.0), (0.5, None)]
+)
+def test_no_more_capacity_is_claimed_than_was_measured(
+    before: float | None, after: float | None
+) -> None:
+    other = parallel(4, 1.0, consumed_rcu=after)
+    assert "RCU" not in said_of(sequential(4.0, consumed_rcu=before), other)
+
+
+def test_the_most_important_comes_first() -> None:
+    hot = parallel(4, 1.0, throttled_requests=2, consumed_rcu=99.0)
+    said = said_of(sequential(4.0), hot)
+    order = ["was throttled", "4.0 times as fast", "49.0 RCU more"]
+    assert sorted(order, key=said.index) == order
+
+
+# 8 MiB are 2,048 units of 4 KB. So a scan costs 1,024 RCU, or 2,048 if consistent.
+def test_the_cost_of_a_provisioned_table_promises_no_time() -> None:
+    words = cost_text(Table("T", 100, 8 * 2**20, 5), 2, consistent=False)
+    assert "2 scans of this table consume about 2,048 RCU." in words
+    assert "The table has 5 RCU a second. Up to 1,500 RCU" in words  # of five minutes
+    assert "How many are left is not known." in words
+    assert words.endswith("With none left, the scans take about 410 s.")  # 2,048 / 5
+
+
+def test_the_cost_of_an_on_demand_table_has_no_time() -> None:
+    words = cost_text(Table("T", 100, 8 * 2**20, None), 3, consistent=True)
+    assert "3 scans of this table consume about 6,144 RCU." in words
+    assert words.endswith("each request is billed.")
+
+
+# --- The metrics side by side
+
+
+def cells_of(text: str, name: str) -> list[str]:
+    """The cells of one row, without the empty ones."""
+    (row,) = [line for line in text.splitlines() if line.startswith(name)]
+    return re.split(" {2,}", row)[1:]
+
+
+def widest(text: str) -> int:
+    return max(len(line) for line in text.splitlines())
+
+
+def test_a_column_is_a_scan_and_a_row_a_metric() -> None:
+    other = parallel(2, 1.9, 1.5, 3.0, consumed_rcu=None, cpu_seconds=0.25)
+    slower = parallel(4, 4.0, throttled_requests=7, retried_requests=2)
+    comparison = Comparison(sequential(2.0), [other, slower])
+    text = compare.side_by_side(comparison)
+    assert re.match(r" +sequential +2 +4\n +segments +segments\n", text)
+    assert cells_of(text, "Total execution time") == ["2.00 s", "1.90 s", "4.00 s"]
+    assert cells_of(text, "Fastest run") == ["1.50 s"]
+    assert cells_of(text, "Slowest run") == ["3.00 s"]
+    assert cells_of(text, "Times as fast") == ["1.0", "0.50"]  # of 2, nothing is known
+    assert cells_of(text, "Items processed") == ["100", "100", "100"]
+    assert cells_of(text, "Items per second") == ["50", "53", "25"]
+    assert cells_of(text, "Consumed RCU") == ["50.0", "n/a", "50.0"]
+    assert cells_of(text, "CPU time") == ["0.00 s", "0.25 s", "0.00 s"]
+    assert cells_of(text, "Throttled requests") == ["7"]
+    assert cells_of(text, "Retried requests") == ["2"]
+    assert "Items scanned" not in text
 
 
 @pytest.mark.parametrize("runs", [1, 3])
-def test_five_scans_fit_80_columns(runs: int) -> None:
-    small = [[scanned(1.0, count)] * runs for count in (0, 2, 4, 8, 16)]
-    large = [
-        [scanned(36_000.0, 0, total_segments=count, connect_seconds=36_000.0, **LARGE)] * runs
-        for count in (1, 250_000, 500_000, 999_999, 1_000_000)
-    ]
-    for five in (small, large):
-        text = side_by_side(five)
-        assert len(rows_of(text)["Pages"]) == 5
-        assert max(map(len, text.splitlines())) <= WIDTH
-
-
-# --- What came of it
-
-CAPACITY = "The table's capacity set the time, not the way of scanning."
-PACE = "Your own --max-rcu set the time, not the way of scanning."
-SAME = "2 segments: no measurable difference."
-CUT = "Interrupted: this is what was measured until then."
-TWICE = "2 segments: 2.0 times as fast"
-THRICE = "segments: 3.0 times as fast."
-WAITED = "It waited for pages: more at a time may help."
-CPU = "This machine's CPU set the time."
-NOTHING = "More segments gained nothing."
-
-
-def waiting(*waits: tuple[float, float], throttled: int = 1) -> list[Runs]:
-    """Of the parallel scan's two seconds, these waits."""
-    segments = [segment(1.0, waits=list(waits)), segment(1.0, 1)]
-    return results(2.0, 1.0, segments=segments, throttled_requests=throttled)
-
-
-def spread(one: list[float], other: list[float]) -> list[Runs]:
-    return [[scanned(each, 0) for each in one], [scanned(each, 2) for each in other]]
-
-
-@pytest.mark.parametrize(
-    ("measured", "max_rcu", "words"),
-    [
-        (waiting((0.1, 0.2), (0.5, 0.62)), None, CAPACITY),
-        (waiting((0.1, 0.32))[::-1], None, CAPACITY),
-        (waiting((0.1, 0.32)), 50, CAPACITY),
-        (waiting((0.1, 0.28)), None, TWICE),
-        (waiting((0.1, 0.32), throttled=0), None, TWICE),
-        (results(2.0, 1.0), 71, PACE),  # 50 RCU in a second
-        (results(2.0, 1.0), 72, TWICE),
-        (ONE_PAGE, None, "The whole table fits in one page, which one request reads: there is "
-                           "little to gain (here 0.05 s)"),
-        (results(1.0, 2.0), None, "2 segments: 0.5 times"),
-        (spread([1.0], [1.05]), None, SAME),
-        (spread([1.06], [1.0]), None, "2 segments: 1.1 times"),
-        (spread([1.0, 1.1, 1.2], [1.25, 1.4, 1.5]), None, SAME),  # 1.2 and 1.25 touch
-        (spread([1.0, 1.1, 1.2], [1.27, 1.4, 1.5]), None, "2 segments: 0.8 times"),
-        (spread([1.0, 1.1, 3.0], [2.0, 2.5, 2.6]), None, SAME),
-        (results(3.0, 2.0, 1.0, cpu_seconds=0.7), None, f"4 {THRICE} {WAITED}"),
-        (results(3.0, 2.0, 1.0, cpu_seconds=0.71), None, f"4 {THRICE} {CPU}"),
-        (results(3.0, 1.0, 1.0, cpu_seconds=0.7), None, f"2 {THRICE} {NOTHING}"),
-        (results(3.0, 1.0, 2.0, cpu_seconds=0.71), None, f"2 {THRICE} {CPU} {NOTHING}"),
-        (results(3.0, 1.0, complete=False), 1, CUT),
-        ([[scanned(3.0, 0, complete=False)]], None, CUT),
-    ],
-)  # fmt: skip
-def test_a_verdict_names_the_cause(measured: list[Runs], max_rcu: int | None, words: str) -> None:
-    said = verdict(measured, max_rcu)
-    assert said == words if words.endswith(".") else said.startswith(words)
-
-
-# --- Notes
-
-DIFFERENT = "The scans found different items"
-THROTTLED = "--max-rcu reads within the capacity"
-LESS = "The table has 4 RCU, the lab's has 5: step 1 of the lab restores it"
-ROUNDED = "each of the 4 pages is rounded up to 4 KB"
-LARGER = "A larger table has more to split"
-
-
-@pytest.mark.parametrize(
-    ("rcu", "measured", "words"),
-    [
-        (5, results(2.0, 1.0), []),
-        (None, results(2.0, 1.0), []),
-        (9000, results(2.0, 1.0, consumed_rcu=None), []),
-        (5, results(2.0, 1.0, items=101), [DIFFERENT]),
-        (5, results(2.0, 1.0, scanned=101), [DIFFERENT]),
-        (5, results(2.0, 1.0, items=99, complete=False), []),
-        (5, [[scanned(2.0, 0)], [scanned(), scanned(throttled_requests=1)]], [THROTTLED]),
-        (4, results(2.0, 1.0), [LESS]),
-        (5, results(2.0, 1.0, consumed_rcu=50.5), []),
-        (5, results(2.0, 1.0, consumed_rcu=51.0), [f"2% more RCU: {ROUNDED}"]),
-        (5, ONE_PAGE, [LARGER]),
-        (4, [*ONE_PAGE, [scanned(0.1, 8, items=1, throttled_requests=1, consumed_rcu=99.0)]],
-         [DIFFERENT, THROTTLED, LESS]),
-        (4, [*ONE_PAGE, [scanned(0.1, 8, consumed_rcu=99.0)]], [LESS, ROUNDED, LARGER]),
-    ],
-)  # fmt: skip
-def test_a_note_comes_when_due_and_of_all_three(
-    rcu: int | None, measured: list[Runs], words: list[str]
-) -> None:
-    given = notes(table(rcu), measured)
-    assert len(given) == len(words), given
-    for note, due in zip(given, words):
-        assert due in note
-        assert note.endswith(".")
-        assert not re.search(r"python|\.py|\./|aws ", note)  # no whole command
+def test_five_large_scans_fit_80_columns(runs: int) -> None:
+    names = ("items", "pages", "throttled_requests", "retried_requests")
+    large: dict[str, Any] = dict.fromkeys(names, 99_999_999)
+    first = sequential(*[90_000.0] * runs, **large)
+    counts = (250_000, 500_000, 999_999, 1_000_000)
+    series = [parallel(count, *[36_000.0] * runs, **large) for count in counts]
+    text = compare.side_by_side(Comparison(first, series))
+    assert len(cells_of(text, "Times as fast")) == 5
+    assert widest(text) <= 80
 
 
 # --- The timeline
 
 
 def bars_of(text: str) -> dict[str, str]:
-    """The bars by their names, without axis and legend."""
+    """The bars by their names, without the axis and the legend."""
     lines = [line.split("|") for line in text.splitlines() if "|" in line]
     return {name.strip(): bar for name, bar in lines}
 
@@ -257,178 +334,339 @@ def bars_of(text: str) -> dict[str, str]:
 @pytest.mark.parametrize("columns", [40, 80, 200])
 def test_a_timeline_is_to_scale(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
-    waited = segment(0.5, 1, started=0.5, waits=[(0.5, 0.75)])
-    segments = [segment(1.0), waited, segment(0.001, 2)]
-    text = timeline([scanned(2.0, 0), scanned(1.0, segments=segments)])
+    whole = Metrics(started=50.0, seconds=2.0, waits=[(51.0, 52.0)])
+    in_segments = Metrics(started=60.0, seconds=1.0)
+    in_segments.segments = {
+        0: Metrics(started=60.0, seconds=1.0),
+        1: Metrics(started=60.5, seconds=0.5, waits=[(60.5, 60.75)]),
+        2: Metrics(started=60.0, seconds=0.001),
+        3: Metrics(started=60.5),  # it was still being read at the end
+    }
+    text = timeline(whole, in_segments)
     bars = bars_of(text)
     full = len(bars["sequential"])
-    axis, legend = text.splitlines()[-2:]
-    assert list(bars) == ["sequential", "segment 0", "segment 1", "segment 2"]
-    assert max(map(len, text.splitlines())) <= columns
-    assert full > columns * 0.6
-    assert bars["sequential"] == "█" * full
+    assert list(bars) == ["sequential", *(f"segment {number}" for number in range(4))]
+    assert full > 0.6 * columns
+    assert re.fullmatch("█+░+", bars["sequential"])
+    assert bars["sequential"].count("░") == pytest.approx(full / 2, abs=1)
     assert bars["segment 0"] == "█" * round(full / 2)
-    assert bars["segment 2"] == "█"  # however short
     assert re.fullmatch(" +░+█+", bars["segment 1"])
-    for character, part in ((" ", 1 / 4), ("░", 1 / 8), ("█", 1 / 8)):
-        assert abs(bars["segment 1"].count(character) - full * part) <= 1
-    assert axis.split() == ["0", "s", "2.00", "s"]
-    assert abs(len(axis) - columns) <= 2
-    assert legend == "█ reading  ░ waiting"
+    assert bars["segment 1"].count(" ") == pytest.approx(full / 4, abs=1)
+    assert bars["segment 1"].count("░") == pytest.approx(full / 8, abs=1)
+    assert bars["segment 1"].count("█") == pytest.approx(full / 8, abs=1)
+    assert bars["segment 2"] == "█"  # however short
+    assert re.fullmatch(" +█+", bars["segment 3"])
+    assert len(bars["segment 3"]) == len(bars["segment 0"])
+    assert text.splitlines()[-2].split() == ["0", "s", "2.00", "s"]
+    assert text.splitlines()[-1] == "█ reading  ░ throttled"
+    assert widest(text) <= columns
 
 
-@pytest.mark.parametrize("columns", [40, 80])
-def test_of_many_segments_the_20_that_ended_last_are_drawn(
-    monkeypatch: pytest.MonkeyPatch, columns: int
-) -> None:
-    monkeypatch.setenv("COLUMNS", str(columns))
-    segments = [segment(1.0, number, started=5 - number / 9) for number in range(30)]
-    text = timeline([scanned(10.0, segments=segments)])
-    assert list(bars_of(text)) == [f"segment {number}" for number in range(20)]
-    assert "20 of 30 segments that ended last" in text
-    assert max(map(len, text.splitlines())) <= columns
-    assert "ended last" not in timeline([scanned(1.0, 20)])
+def test_of_many_segments_the_20_that_finished_last_are_drawn() -> None:
+    many = Metrics(seconds=10.0)
+    for number in range(30):
+        many.segments[number] = Metrics(started=5 - number / 9, seconds=1.0)
+    text = timeline(Metrics(seconds=1.0), many)
+    drawn = [f"segment {number}" for number in range(20)]
+    assert list(bars_of(text)) == ["sequential", *drawn]
+    assert "20 segments" in text.splitlines()[-1]
 
 
-# --- As a whole
+def test_the_fastest_parallel_scan_is_drawn() -> None:
+    three = {number: Metrics(seconds=1.0) for number in range(3)}
+    ways = [parallel(3, 1.0, segments=three), parallel(8, 3.0)]
+    text = compare.result_text(
+        Comparison(sequential(4.0), ways), Table("T", 1, 1, 5), []
+    )
+    assert list(bars_of(text)) == ["sequential", "segment 0", "segment 1", "segment 2"]
 
 
-@dataclass
-class Fakes:
-    """Scans that take no time, and what was asked of them."""
-
-    times: list[float] = field(default_factory=lambda: [1.0] * 9)
-    cut_at: int = 0  # the ordinal of the scan that is interrupted
-    ways: list[int] = field(default_factory=list)  # 0 is sequential
-    workers: int = 0
-
-    def scan(self, _: object, segments: int = 0, workers: int = 0) -> ScanMetrics:
-        self.ways.append(segments)
-        self.workers = workers or self.workers
-        number = len(self.ways)
-        return scanned(self.times[number - 1], segments, complete=number != self.cut_at)
+# --- On servers: interrupted
 
 
-@pytest.fixture
-def fakes(monkeypatch: pytest.MonkeyPatch) -> Fakes:
-    made_up = Fakes()
-    monkeypatch.setattr(compare, "described", lambda scan: table())
-    for name in ("sequential_scan", "parallel_scan"):
-        monkeypatch.setattr(compare, name, made_up.scan)
-    return made_up
+def interrupted_at(number: int, *flags: str) -> Ended:
+    """Run compare.py, and interrupt it at a certain Scan, counted from 0."""
+
+    def script(scan: int, _: Any) -> str | None:
+        if scan == number:
+            process.send_signal(SIGINT)
+        return "hang" if scan >= number else None
+
+    with serve(instant(2000, script=script)) as lab:
+        command = ["--page-size", "300", "--total-segments", "2", *flags]
+        process = subprocess.Popen(
+            [sys.executable, BUNDLE / "compare.py", *command],
+            env=lab_environment(lab.endpoint_url),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+        )
+        output, errors = process.communicate(timeout=60)
+    return Ended(flags, process.returncode, output, errors)
+
+
+# The sequential scan needs 7 pages, and the one in 2 segments 8.
+def test_an_interrupt_in_the_parallel_scan_leaves_the_sequential_one() -> None:
+    ended = interrupted_at(10)
+    assert ended.returncode == 130
+    assert cells_of(ended.stdout, "Items processed") == ["2,000"]
+    assert "Interrupted: the scan in 2 segments had read" in ended.stdout
+    assert "times as fast" not in ended.stdout.lower()
+    assert "interrupted" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_an_interrupted_run_is_never_the_median() -> None:
+    ended = interrupted_at(3 * 7 + 2 * 8 + 3, "--runs", "3", "--output", "json")
+    answer = json.loads(ended.stdout)
+    assert ended.returncode == 130
+    assert [len(each["runs"]) for each in answer["results"]] == [3, 2]
+    assert [each["items"] for each in answer["results"]] == [2000, 2000]
+    assert [each["complete"] for each in answer["results"]] == [True, True]
+    assert [each["speedup"] for each in answer["results"]] == [None, None]
+    assert answer["conclusion"].startswith("Interrupted")
+
+
+def test_an_interrupt_in_the_first_scan_leaves_nothing_to_show() -> None:
+    ended = interrupted_at(1)
+    assert ended.returncode == 130
+    assert "the sequential scan had read 300 items" in in_one_line(ended.stdout)
+    assert "Items processed" not in ended.stdout
+
+
+def in_one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+# --- On servers: different items
+
+
+def page(items: int, rcu: float | None = 0.5) -> Reply:
+    """A last page with so many items."""
+    answer: dict[str, Any] = {"Items": [{}] * items, "Count": items}
+    answer["ScannedCount"] = items
+    answer["ConsumedCapacity"] = {"CapacityUnits": rcu}
+    return Reply(json.dumps(answer))
 
 
 @pytest.mark.parametrize(
-    ("flags", "ways", "workers"),
+    ("first", "others", "different", "reason"),
     [
-        ("", [0, 4], 64),
-        ("--total-segments 2 4 8 --workers 3", [0, 2, 4, 8], 3),
-        ("--total-segments 2,4,8", [0, 2, 4, 8], 64),
-        ("--total-segments 4 8,4 2 8", [0, 2, 4, 8], 64),
-        ("--total-segments 2 4 --runs 3", [0, 2, 4, 4, 2, 0, 0, 2, 4], 64),
+        (8, [0], "from 0 to 8", "written to"),
+        (8, [4, 0], "from 4 to 8", "written to"),
+        (8, [12, 0], "from 8 to 12", "written to"),
+        (0, [4, 0], "from 0 to 4", "written to"),
+        (8, [16, 0], "from 8 to 16", "exactly 2 times as many"),
+        (100, [100], "from 100 to 800", "endpoint seems to ignore segments"),
     ],
 )
-def test_scans_go_forth_and_back(
-    invoke: Invoke, fakes: Fakes, flags: str, ways: list[int], workers: int
+def test_scans_of_different_items_have_no_speed(
+    invoke: Invoke,
+    canned: Canned,
+    first: int,
+    others: list[int],
+    different: str,
+    reason: str,
 ) -> None:
-    ended = invoke("compare", *flags.split())
-    assert ended.stderr.startswith(f"{len(ways)} scans of the whole table")
-    assert (fakes.ways, fakes.workers) == (ways, workers)
-
-
-def test_json_has_every_run_and_the_median(invoke: Invoke, fakes: Fakes) -> None:
-    fakes.times = [2.0, 0.5, 1.5, 4.0, 3.0, 1.0]  # sequential: 2, 4, 3; parallel: 0.5, 1.5, 1
-    answer = json.loads(invoke("compare", "--runs", "3", "--output", "json").stdout)
-    sequential, parallel = answer["results"]
-    assert sequential["seconds"] == 3.0
-    assert sorted(sequential["runs"]) == [2.0, 3.0, 4.0]
-    assert parallel["seconds"] == 1.0
-    assert parallel["speedup"] == 3.0
-    assert answer["warnings"] == []
-    assert answer["verdict"].startswith("4 segments: 3.0 times as fast.")
-
-
-@pytest.mark.parametrize(("cut_at", "runs"), [(1, [1]), (3, [1, 2]), (5, [3, 2])])
-def test_an_interrupt_shows_what_was_measured(
-    invoke: Invoke, fakes: Fakes, cut_at: int, runs: list[int]
-) -> None:
-    fakes.cut_at = cut_at
-    ended = invoke("compare", "--runs", "3", "--output", "json")
+    canned.answer(page(first), *[page(items) for items in others])
+    ended = invoke("compare", "--total-segments", "8", "--output", "json", at=canned)
     answer = json.loads(ended.stdout)
-    assert ended.returncode == 130
-    assert len(fakes.ways) == cut_at
-    assert [len(each["runs"]) for each in answer["results"]] == runs
-    assert answer["verdict"].startswith("Interrupted")
+    said = answer["conclusion"]
+    assert ended.returncode == 0
+    assert said.startswith("The scans read different numbers of items, " + different)
+    assert reason in said
+    assert "times as fast" not in said
+    assert "one page" not in said
+    assert "RCU" not in said
+    assert [each["speedup"] for each in answer["results"]] == [None, None]
 
 
-def test_json_is_the_servers_own_account(invoke: Invoke, lab: Lab) -> None:
-    before = len(scans_of(lab))
-    flags = ("--total-segments", "2", "3", "--runs", "2", "--output", "json")
-    answer = json.loads(invoke("compare", *flags, at=lab).stdout)
-    log = scans_of(lab)[before:]
-    asked = [line["segment"] for line in log]
-    assert [asked[0], asked[-1]] == [None, None]
-    assert [sorted(asked[1:3]), sorted(asked[3:6])] == [[0, 1], [0, 1, 2]]
-    assert [sorted(asked[6:9]), sorted(asked[9:11])] == [[0, 1, 2], [0, 1]]
-    assert answer["table"] == {"name": "GameLeaderboard", "item_count": 2000,
-                               "size_bytes": lab.table.sizes[-1], "read_capacity": None,
-                               "billing_mode": "PAY_PER_REQUEST"}  # fmt: skip
-    for result, scan in zip(answer["results"], (log[:1], log[1:3], log[3:6])):
-        assert_as_logged(result, scan)
-        assert len(result["runs"]) == 2
+# --- On servers: causes
 
 
-def test_a_table_without_a_billing_mode_is_provisioned(invoke: Invoke) -> None:
-    with serve(instant(100, read_capacity=7)) as provisioned:
-        answer = json.loads(invoke("compare", "--output", "json", at=provisioned).stdout)
-    assert answer["table"]["read_capacity"] == 7
-    assert answer["table"]["billing_mode"] == "PROVISIONED"
+def test_capacity_that_one_scan_did_not_report_is_not_compared(
+    invoke: Invoke, canned: Canned
+) -> None:
+    canned.answer(page(4), page(1), page(1), page(1, rcu=None))
+    ended = invoke("compare", "--output", "json", at=canned)
+    answer = json.loads(ended.stdout)
+    assert [each["consumed_rcu"] for each in answer["results"]] == [0.5, None]
+    assert "RCU" not in answer["conclusion"]
 
 
-def test_the_result_is_on_standard_output_and_the_cost_is_not(invoke: Invoke, lab: Lab) -> None:
+def test_four_hot_segments_of_16_do_not_blame_the_table(invoke: Invoke) -> None:
+    hot = {0, 1, 2, 3}
+
+    def script(_: int, params: Any) -> str | None:
+        if params.get("Segment") not in hot:
+            return None
+        hot.remove(params["Segment"])
+        return "throttle"
+
+    flags = ("--total-segments", "16", "--output", "json")
+    with serve(instant(2000, script=script)) as lab:
+        answer = json.loads(invoke("compare", *flags, at=lab).stdout)
+    said = answer["conclusion"]
+    assert [each["throttled_requests"] for each in answer["results"]] == [0, 4]
+    assert said.startswith("The scan in 16 segments was throttled 4 times.")
+    assert "The table's capacity" not in said
+
+
+def test_where_the_sequential_scan_is_throttled_the_table_is_the_cause(
+    invoke: Invoke,
+) -> None:
+    def first_scan(number: int, _: Any) -> str | None:
+        return "throttle" if number == 0 else None
+
+    with serve(instant(500, script=first_scan)) as spent:
+        answer = json.loads(invoke("compare", "--output", "json", at=spent).stdout)
+    said = answer["conclusion"]
+    assert said.startswith("The sequential scan was throttled once.")
+    assert "The scan in 4 segments was throttled" not in said
+    assert "The table's capacity limited even the sequential scan." in said
+
+
+# The 25 games of a single player are in one segment, whatever the number of segments.
+def test_the_segment_that_holds_all_items_is_named(invoke: Invoke) -> None:
+    flags = ("--total-segments", "8", "--page-size", "1", "--output", "json")
+    with serve(instant(25, latency_ms=10)) as one_player:
+        answer = json.loads(invoke("compare", *flags, at=one_player).stdout)
+    segments = answer["results"][1]["segments"]
+    (full,) = [each["segment"] for each in segments if each["items"]]
+    assert f"Segment {full} alone took" in answer["conclusion"]
+    assert "more segments" not in answer["conclusion"]
+
+
+def test_a_table_of_one_page_is_named(invoke: Invoke, engine: Engine) -> None:
+    ended = invoke("compare", at=engine)
+    words = in_one_line(ended.stdout)
+    assert cells_of(ended.stdout, "Pages") == ["1", "4"]
+    assert "The whole table fits in one page." in words
+    # 50 RCU in one page, 51 in four (facts about DynamoDB scans)
+    assert "1.0 RCU more than the sequential scan: the cost" in words
+
+
+def test_only_plain_boto3_lets_botocore_parse_the_items(
+    invoke: Invoke, canned: Canned
+) -> None:
+    # DynamoDB sends no value without a type. botocore's parser stumbles over it.
+    canned.answer('{"Items": [{"score": 5}], "Count": 1, "ScannedCount": 1}')
+    ours = invoke("compare", at=canned)
+    plain = invoke("compare", "--plain-boto3", at=canned)
+    assert (ours.returncode, plain.returncode) == (0, 1)
+    assert "does not answer as DynamoDB does" in plain.stderr
+
+
+def test_plain_boto3_reads_the_same(invoke: Invoke, lab: Lab) -> None:
+    ours = invoke("compare", "--page-size", "300", at=lab).stdout
+    plain = invoke("compare", "--page-size", "300", "--plain-boto3", at=lab).stdout
+    for name in ("Items processed", "Consumed RCU", "Pages"):
+        assert cells_of(plain, name) == cells_of(ours, name)
+
+
+# --- On servers: the order of the scans, the result, and the cost
+
+
+def test_scans_go_forth_and_back(invoke: Invoke) -> None:
+    with serve(instant(100)) as lab:
+        invoke("compare", "--total-segments", "3", "2", "2", "--runs", "3", at=lab)
+        segments = [entry["segment"] for entry in scans_of(lab)]
+    # S is the sequential scan, and a dot a segment of a parallel one.
+    shape = "".join("S" if each is None else "." for each in segments)
+    assert shape == "S" + ".." + "..." + "..." + ".." + "SS" + ".." + "..."
+    assert sorted(segments[1:3]) == [0, 1]
+    assert sorted(segments[3:6]) == sorted(segments[6:9]) == [0, 1, 2]
+
+
+def test_the_result_is_on_standard_output_and_the_cost_is_not(
+    invoke: Invoke, lab: Lab
+) -> None:
     flags = ("--total-segments", "2", "4", "8", "16", "--runs", "2")
-    ended = invoke("compare", *flags, at=lab)
-    facts, rows, said, bars, noted = ended.stdout.split("\n\n")
-    assert facts == "GameLeaderboard: about 2,000 items, 0.4 MB; read capacity: on demand"
-    assert list(rows_of(rows))[1] == "Fastest run"
-    assert said.startswith("The whole table fits in one page")
-    assert re.match(r"sequential \| *█", bars)
-    assert LARGER in noted
-    assert re.fullmatch(r"10 scans of .* about 496 RCU, billed by the request.\n", ended.stderr)
-    assert max(map(len, ended.stdout.splitlines())) <= WIDTH
-    assert "\x1b" not in ended.stdout + ended.stderr
+    ended = invoke("compare", *flags, "--consistent-read", at=lab)
+    facts, _, conclusion_text, bars = ended.stdout.split("\n\n")
+    # 10 scans of 406,000 bytes in units of 4 KB, an RCU each
+    cost = r"10 scans .* about 99\d RCU\. It is on demand: each request is billed\."
+    assert re.fullmatch(cost, in_one_line(ended.stderr))
+    assert facts == "GameLeaderboard: about 2,000 items, 0.4 MB, on demand"
+    assert len(cells_of(ended.stdout, "Fastest run")) == 5
+    assert conclusion_text.startswith("The whole table fits in one page")
+    assert list(bars_of(bars))[:2] == ["sequential", "segment 0"]
+    assert widest(ended.stdout) <= 80
+    assert widest(ended.stderr) <= 80
 
 
-def test_all_that_a_throttled_comparison_says_fits_80_columns(invoke: Invoke) -> None:
-    with serve(instant(500, read_capacity=15, burst_seconds=1)) as spent:
-        ended = invoke("compare", "--page-size", "100", at=spent)
-    assert max(map(len, (ended.stdout + ended.stderr).splitlines())) <= WIDTH
-    assert "; read capacity: 15 RCU\n" in ended.stdout
-    assert CAPACITY in ended.stdout
-    assert "░" in ended.stdout
-    assert THROTTLED in " ".join(ended.stdout.split())
+def test_json_is_the_servers_own_account(invoke: Invoke) -> None:
+    with serve(instant(2000, read_capacity=7)) as lab:
+        flags = ("--total-segments", "2", "3", "--workers", "2", "--output", "json")
+        ended = invoke("compare", *flags, at=lab)
+        log = scans_of(lab)
+        size = lab.table.sizes[-1]
+    answer = json.loads(ended.stdout)
+    results = answer["results"]
+    assert answer.keys() == {"table", "results", "conclusion"}
+    assert answer["table"] == {
+        "name": "GameLeaderboard",
+        "item_count": 2000,
+        "size_bytes": size,
+        "read_capacity": 7,
+    }
+    modes = ["sequential", "parallel", "parallel"]
+    assert [each["mode"] for each in results] == modes
+    assert [each["total_segments"] for each in results] == [1, 2, 3]
+    assert [each["workers"] for each in results] == [1, 2, 2]
+    assert [len(each["segments"]) for each in results] == [1, 2, 3]
+    assert_as_logged(results[0], log[:1])
+    assert_as_logged(results[1], log[1:3])
+    assert_as_logged(results[2], log[3:6])
+    assert "The table has 7 RCU a second." in in_one_line(ended.stderr)
 
 
-def test_a_live_line_shows_on_a_terminal_and_is_gone_at_the_end() -> None:
-    model = instant(500, read_capacity=20, burst_seconds=0.5)
-    command = [sys.executable, f"{BUNDLE}/sequential_scan.py", "--page-size", "300"]
-    leader, follower = pty.openpty()
-    with serve(model) as slow:
-        env = environment(slow.endpoint_url)
-        subprocess.run(command, env=env, stdout=subprocess.DEVNULL, stderr=follower, check=True)
-    lines = os.read(leader, 9999).decode().split("\r\x1b[K")
-    os.close(leader)
-    os.close(follower)
-    assert lines[1] == "300 items, 7.5 RCU, 0 requests throttled"
-    assert re.fullmatch(r"500 items, 1\d\.\d RCU, \d+ requests throttled", lines[-2])
-    assert [lines[0], lines[-1]] == ["", ""]
+def test_json_has_every_run_and_the_median(
+    invoke: Invoke, canned: Canned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = iter(sequential(2.0, 4.0, 3.0).runs)
+    after = iter(parallel(4, 0.5, 1.5, 1.0).runs)
+    monkeypatch.setattr(compare, "sequential_scan", lambda *_: next(before))
+    monkeypatch.setattr(compare, "parallel_scan", lambda *_: next(after))
+    ended = invoke("compare", "--runs", "3", "--output", "json", at=canned)
+    results = json.loads(ended.stdout)["results"]
+    assert [each["runs"] for each in results] == [[2.0, 4.0, 3.0], [0.5, 1.5, 1.0]]
+    assert [each["seconds"] for each in results] == [3.0, 1.0]
+    assert [each["speedup"] for each in results] == [1.0, 3.0]
 
 
-@pytest.mark.parametrize("script", ["sequential_scan", "parallel_scan", "compare"])
-def test_help_fits_80_columns_and_has_its_groups_in_order(invoke: Invoke, script: str) -> None:
-    text = invoke(script, "--help").stdout
-    groups = re.findall("^([a-z ]+):$", text, re.MULTILINE)
-    own = [] if script == "sequential_scan" else ["the lab"]
-    assert max(map(len, text.splitlines())) <= WIDTH
-    assert groups[1:] == [*own, "what to read", "capacity", "connection", "output"]
-    assert f"example: python {script}.py" in text
+def test_the_size_of_an_index_is_not_guessed(invoke: Invoke, real: Engine) -> None:
+    flags = ("--index-name", "game-mode-index", "--output", "json")
+    ended = invoke("compare", *flags, at=real)
+    answer = json.loads(ended.stdout)
+    assert [each["items"] for each in answer["results"]] == [2000, 2000]
+    assert ended.stderr == ""
+
+
+# --- On a terminal that is narrow, or that knows few characters
+
+
+def test_20_columns_break_nothing(
+    invoke: Invoke, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    ended = invoke("compare", "--total-segments", "2", "16", at=lab)
+    assert ended.returncode == 0
+    assert cells_of(ended.stdout, "Items processed") == ["2,000"] * 3
+    assert "The whole table fits" in in_one_line(ended.stdout)
+    assert len(bars_of(ended.stdout)["sequential"]) <= 10
+    assert widest(ended.stderr) <= 20
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_few_characters_still_tell_reading_from_throttled(encoding: str) -> None:
+    def throttle_page_2(number: int, _: Any) -> str | None:
+        return "throttle" if number in (1, 2) else None
+
+    with serve(instant(500, script=throttle_page_2)) as lab:
+        flags = ("compare.py", "--page-size", "100")
+        ended = run(lab.endpoint_url, *flags, PYTHONIOENCODING=encoding)
+    assert ended.returncode == 0
+    assert "# reading  - throttled" in ended.stdout
+    assert set(bars_of(ended.stdout)["sequential"]) == {"#", "-"}
+    assert ended.stdout.isascii()

@@ -1,83 +1,87 @@
-"""restore_capacity.sh, run as a user runs it: against an aws that answers what it is told to,
-and with the real AWS CLI against the local lab and against dynalite."""
+"""restore_capacity.sh, run as a user runs it.
+
+First with a fake aws that gives the answers of a test. Then with the real AWS CLI, on
+the local lab and on dynalite.
+"""
 
 from __future__ import annotations
 
-import json
-import os
+import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import sys
-import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from engines import create_table, free_port
+from engines import create_table, unique
+from items import instant
+from local_dynamodb import serve
+from running import Ended
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
 
-HERE = Path(__file__).parent
-SCRIPT = HERE.parent / "restore_capacity.sh"
-VENV_BIN = Path(sys.executable).parent  # where pip puts aws
+SCRIPT = Path(__file__).parent.parent / "restore_capacity.sh"
+VENV_BIN = Path(sys.executable).parent  # pip puts aws there
 SECRET = "wJalrXUtnFEMIEXAMPLEKEY"
+DONE = ["before: 1 RCU / 1 WCU", "after:  5 RCU / 5 WCU"]
+LOCAL_LAB = "python tests/local_dynamodb.py --read-capacity 1 ./restore_capacity.sh"
 
-# An aws that logs what it is asked and runs the line of `answers` that is next.
-AWS = """#!/usr/bin/env bash
-cd "${0%/*}" && [[ -z "${AWS_PAGER-less}" ]] || exit  # v2 pages unless the variable is empty
+# An aws that writes down what it is asked, and runs the next line of `answers`.
+# Version 2 of the CLI opens a pager unless AWS_PAGER is empty.
+FAKE_AWS = """#!/usr/bin/env bash
+cd "${0%/*}" && [[ -z "${AWS_PAGER-less}" ]] || exit 99
 printf '%s\\n' "$*" >>calls
 eval "$(sed -n "$(wc -l <calls)p" answers)"
 """
 
 
-def state(capacity: str, status: str = "ACTIVE", mode: str = "PROVISIONED", more: str = "") -> str:
-    units = "{} RCU / {} WCU".format(*capacity.split("/"))
-    return printing("\t".join(["STATE", status, mode, units, more]))
+def prints(*lines: str) -> str:
+    return f"printf '%s\\n' {shlex.join(lines)}"
 
 
-def printing(text: str, to: str = "") -> str:
-    return " ".join(f"printf '%s\\n' {shlex.quote(line)} {to};" for line in text.splitlines())
+def fails(*lines: str) -> str:
+    """Print an error as the CLI does, and exit."""
+    return f"{prints('', *lines)} >&2; exit 254"
 
 
-def failure(text: str, status: int) -> str:
-    return f"{printing(text, '>&2')} exit {status}"
+def state(capacity: str, status: str = "ACTIVE", mode: str = "PROVISIONED") -> str:
+    return prints(f"STATE\t{status}\t{mode}\t{capacity}\t")
 
 
-def refusal(name: str, message: str, operation: str = "UpdateTable", status: int = 254) -> str:
-    error = f"An error occurred ({name}) when calling the {operation} operation"
-    return failure(f"\n{error}: {message}", status)
+def refusal(name: str, message: str) -> str:
+    """Print an error of AWS's as the CLI does, and exit."""
+    return fails(
+        f"An error occurred ({name}) when calling the X operation: {message}", SECRET
+    )
 
 
-LOW, GOOD, UPDATING = state("1/1"), state("5/5"), state("1/1", "UPDATING")
-UPDATED = printing("TABLEDESCRIPTION\tGameLeaderboard\tUPDATING")  # the old values, as AWS has it
-IN_USE = refusal(
-    "ResourceInUseException",
-    "Attempt to change a resource which is still in use: Table is being updated: GameLeaderboard",
+LOW = state("1 RCU / 1 WCU")
+GOOD = state("5 RCU / 5 WCU")
+UPDATING = state("1 RCU / 1 WCU", "UPDATING")
+CREATING = state("1 RCU / 1 WCU", "CREATING")
+ON_DEMAND = state("0 RCU / 0 WCU", mode="PAY_PER_REQUEST")
+INDEXED = prints("STATE\tACTIVE\tPROVISIONED\t5 RCU / 5 WCU\tby-mode 1 RCU / 2 WCU")
+ACCEPTED = prints("TABLEDESCRIPTION\tGameLeaderboard\tUPDATING")
+IN_USE = refusal("ResourceInUseException", "Table is being updated: GameLeaderboard")
+# AWS's words. DynamoDB Local says "The requested throughput value equals ...".
+UNCHANGED = refusal(
+    "ValidationException", "... The requested value equals the current value. ..."
 )
-SAME = "The provisioned throughput for the table will not change. "
-SAME += "The requested value equals the current value. Current ReadCapacityUnits ..."
-UNCHANGED = refusal("ValidationException", SAME)
-SAME_LOCAL = "The requested throughput value equals the current value"  # DynamoDB Local
-UNCHANGED_LOCAL = refusal("ValidationException", SAME_LOCAL, status=255)
-NEXT = "Subscriber limit exceeded: ... Next decrease can be made at Monday, November 23, 2026 ..."
-LIMIT = refusal("LimitExceededException", NEXT)
-USER = "User: arn:aws:iam::123456789012:user/student is not authorized to perform"
-WARNING = printing("PythonDeprecationWarning: an old Python", ">&2")
-CREDENTIALS = (
-    'Unable to locate credentials. You can configure credentials by running "aws configure".'
-)
-REGION = 'You must specify a region. You can also configure your region by running "aws configure".'
-CONNECT = '\nCould not connect to the endpoint URL: "https://x.y/"'
-CONNECT_TIMEOUT = '\nConnect timeout on endpoint URL: "https://x.y/"'
-LAB = "without an account: python tests/local_dynamodb.py --read-capacity 1 ./restore_capacity.sh"
-SSO = "Error when retrieving token from sso: Token has expired and refresh failed"
+WARNING = "echo PythonDeprecationWarning: an old Python >&2"
+EARLY = "Signature expired: 20261125T000000Z is now earlier than ..."
+LATE = "Signature not yet current: 20261127T000000Z is still later than ..."
+SIMULTANEOUS = "Only 10 tables can be created, updated, or deleted simultaneously"
+DECREASES = "... decreases are limited ... Next decrease can be made at Monday ..."
 
 
 class World:
-    """The script's surroundings: what is on PATH and in the environment, and nothing else."""
+    """What surrounds the script: its PATH and its environment, and nothing else."""
 
     def __init__(self, home: Path) -> None:
         self.bin = home / "bin"
@@ -93,52 +97,41 @@ class World:
             "AWS_ACCESS_KEY_ID": "local",
             "AWS_SECRET_ACCESS_KEY": SECRET,
         }
+        self.set_sleep("exit 0")
 
     def command(self, name: str, text: str) -> None:
         (self.bin / name).write_text(text)
         (self.bin / name).chmod(0o755)
 
-    def sleep(self, instead: str = "true") -> None:
-        """Do this where the script sleeps, which is for two seconds between polls."""
+    def set_sleep(self, instead: str) -> None:
+        """Do this where the script sleeps between two looks at the table."""
         self.command("sleep", f"#!/usr/bin/env bash\n{instead}\n")
 
-    def script_aws(self, *answers: str, sleep: str = "true") -> None:
-        self.command("aws", AWS)
-        self.sleep(sleep)
+    def set_aws(self, *answers: str) -> None:
+        """Let aws give these answers in turn, each a line for the shell."""
+        self.command("aws", FAKE_AWS)
         (self.bin / "answers").write_text("\n".join(answers) + "\n")
 
     def calls(self) -> list[str]:
-        """The operations that aws was asked for, in order."""
-        return [line.split()[1] for line in (self.bin / "calls").read_text().splitlines()]
+        """What aws was asked, in order."""
+        calls = self.bin / "calls"
+        return calls.read_text().splitlines() if calls.exists() else []
 
-    def run(
-        self, *arguments: str, under: tuple[str, ...] = (), seconds: float = 60
-    ) -> subprocess.CompletedProcess[str]:
-        """Run the script, `under` another command if given, and check what holds for any end."""
-        files = set(self.temporary.iterdir())
-        ours, theirs = socket.socketpair()  # theirs stays open in the script and its children
-        with ours:
-            with theirs:
-                done = subprocess.run(
-                    [*under, SCRIPT, *arguments],
-                    check=False,
-                    env=self.env,
-                    stdin=subprocess.DEVNULL,
-                    capture_output=True,
-                    text=True,
-                    timeout=seconds,
-                    start_new_session=True,
-                    pass_fds=[theirs.fileno()],
-                )
-            ours.settimeout(5)
-            assert ours.recv(1) == b"", "a child goes on"
-        assert done.returncode == -signal.SIGKILL or set(self.temporary.iterdir()) == files
-        assert SECRET not in done.stdout + done.stderr
-        assert f"{SCRIPT.name}: line" not in done.stderr, "bash complains"
-        starts = [line.partition(":")[0] for line in done.stderr.splitlines()]
-        assert starts.count("error") == (done.returncode > 0)
-        assert starts.count("hint") <= starts.count("error")
-        return done
+    def updates(self) -> int:
+        return sum("dynamodb update-table " in call for call in self.calls())
+
+    def run(self, *arguments: str, pass_fds: Sequence[int] = ()) -> Ended:
+        return subprocess.run(
+            [SCRIPT, *arguments],
+            env=self.env,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            start_new_session=True,
+            timeout=60,
+            check=False,
+            pass_fds=pass_fds,
+        )
 
 
 @pytest.fixture
@@ -146,227 +139,281 @@ def world(tmp_path: Path) -> World:
     return World(tmp_path)
 
 
+def assert_failed(ended: Ended, status: int, error: str, hint: str = "") -> None:
+    """Assert that the script ended with one error line, and with this hint or none."""
+    said = re.findall("^(?:error|hint): .*", ended.stderr, re.MULTILINE)
+    assert ended.returncode == status, ended.stderr
+    assert SECRET not in ended.stderr
+    assert len(said) == (2 if hint else 1), ended.stderr
+    assert error in said[0]
+    assert hint in said[-1]
+
+
 @pytest.mark.parametrize(
-    ("answers", "updates", "said"),
+    ("answers", "updates", "note"),
     [
-        ([GOOD], 0, "nothing to restore"),
-        ([LOW, UPDATED, UPDATING, GOOD], 1, "is UPDATING"),
-        ([state("9/1"), UPDATED, GOOD], 1, ""),
-        ([UPDATING, UPDATING, LOW, UPDATED, GOOD], 1, "is UPDATING"),
-        ([state("5/5", "UPDATING"), LOW, UPDATED, GOOD], 1, ""),
-        ([state("1/1", "CREATING"), GOOD], 0, "is CREATING"),
-        ([LOW, IN_USE, UPDATING, LOW, UPDATED, GOOD], 2, "somebody else"),
+        ([LOW, ACCEPTED, UPDATING, UPDATING, GOOD], 1, "is UPDATING: waiting\n"),
+        ([CREATING, LOW, ACCEPTED, GOOD], 1, "is CREATING: waiting\n"),
+        ([LOW, IN_USE, UPDATING, LOW, ACCEPTED, GOOD], 2, "somebody else is changing"),
         ([LOW, UNCHANGED, GOOD], 1, ""),
-        ([LOW, UNCHANGED_LOCAL, GOOD], 1, ""),
-        ([LOW, UPDATED, LOW, UNCHANGED, GOOD], 2, ""),
-        ([WARNING + LOW + WARNING, UPDATED, GOOD], 1, ""),
+        ([LOW, ACCEPTED, LOW, UNCHANGED, GOOD], 2, ""),
+        ([f"{WARNING}; {LOW}; {WARNING}", ACCEPTED, GOOD], 1, ""),
     ],
+    ids=["updating", "creating", "in use", "just set", "set twice", "warnings"],
 )
-def test_ends_with_the_capacity_restored(
-    world: World, answers: list[str], updates: int, said: str
+def test_waits_until_capacity_is_restored(
+    world: World, answers: list[str], updates: int, note: str
 ) -> None:
-    world.script_aws(*answers)
-    done = world.run()
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[0].startswith("before: ")
-    assert done.stdout.splitlines()[1:] == ["after:  5 RCU / 5 WCU"]
-    assert said in done.stderr
-    assert len(set(done.stderr.splitlines())) == len(done.stderr.splitlines()), "said twice"
+    world.set_aws(*answers)
+    ended = world.run()
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.splitlines() == DONE
+    assert note in ended.stderr
+    assert ended.stderr.count("is UPDATING") <= 1  # it is not said at every look
     assert len(world.calls()) == len(answers)
-    assert world.calls().count("update-table") == updates
-
-
-def test_shows_global_indexes_and_leaves_on_demand_tables(world: World) -> None:
-    world.script_aws(
-        state("5/5", more="by-mode 1 RCU / 2 WCU, by-day 3 RCU / 4 WCU"),
-        state("0/0", mode="PAY_PER_REQUEST"),
-    )
-    assert "by-mode 1 RCU / 2 WCU, by-day 3 RCU / 4 WCU\n" in world.run().stdout
-    assert world.run().stdout.endswith("on-demand: nothing to restore\n")
-    assert world.calls() == ["describe-table", "describe-table"]
-
-
-def denial(name: str, message: str) -> str:
-    return refusal(name, message, "DescribeTable", 255)
+    assert world.updates() == updates
+    assert list(world.temporary.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("answers", "error", "hint"),
+    ("description", "before", "after"),
     [
-        ([failure(CREDENTIALS, 255)], "no AWS credentials", f"aws configure, or {LAB}"),
-        ([failure(f"\naws: [ERROR]: {CREDENTIALS}", 253)], "no AWS credentials", LAB),
-        ([failure(REGION, 255)], "no AWS region", f"AWS_DEFAULT_REGION=us-east-1, or {LAB}"),
-        ([failure(CONNECT, 255)], "https://x.y/", "network"),
-        ([failure(CONNECT_TIMEOUT, 255)], "https://x.y/", "network"),
-        ([failure("\nThe config profile (nope) could not be found", 255)], "profile (nope)", ""),
-        ([denial("ExpiredTokenException", "The token is expired")], "have expired", "renew"),
-        ([failure(SSO, 255)], "have expired", "renew"),
-        ([denial("AccessDeniedException", USER)], "denied", "dynamodb:DescribeTable"),
-        ([LOW, refusal("AccessDeniedException", USER)], "denied", "dynamodb:UpdateTable"),
-        ([denial("ResourceNotFoundException", "T")], "no table GameLeaderboard", "region"),
-        ([LOW, LIMIT], "Next decrease can be made at Monday", "27 a UTC day"),
-        ([denial("InternalServerError", f"Sorry\n{SECRET}")], "(InternalServerError)", ""),
-        ([state("1/1", "DELETING")], "is DELETING", ""),
-        ([LOW, UPDATED] + [UPDATING] * 149, "is still UPDATING at 1 RCU / 1 WCU", "again"),
-        (["exit 255"], "describe-table failed without a word (exit status 255)", "--debug"),
-        ([LOW, "exit 1"], "update-table failed without a word (exit status 1)", "--debug"),
-        (["kill -KILL $$"], "describe-table failed without a word (exit status 137)", "--debug"),
-        (["true"], "did not tell the state, but: nothing", "--debug"),
-        ([printing("Usage:\n  aws FILE")], "the state, but: Usage:   aws FILE", "--debug"),
-        ([printing("STATE\tACTIVE")], "the state, but: STATE\tACTIVE", "--debug"),
+        (GOOD, "5 RCU / 5 WCU", "after:  5 RCU / 5 WCU"),
+        (ON_DEMAND, "0 RCU / 0 WCU", "on-demand: nothing to restore"),
+        (
+            *(INDEXED, "5 RCU / 5 WCU; indexes stay: by-mode 1 RCU / 2 WCU"),
+            "after:  5 RCU / 5 WCU",
+        ),
+    ],
+    ids=["as wanted", "on demand", "with an index"],
+)
+def test_leaves_what_needs_no_change(
+    world: World, description: str, before: str, after: str
+) -> None:
+    world.set_aws(description)
+    ended = world.run()
+    assert (ended.returncode, ended.stdout) == (0, f"before: {before}\n{after}\n")
+    assert "nothing to restore" in ended.stdout + ended.stderr
+    assert len(world.calls()) == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "error", "hint"),
+    [
+        ("from sso: Token has expired and refresh failed", "have expired", "renew"),
+        ("this profile has expired or is otherwise invalid", "have expired", "renew"),
+        ("SSL failed: certificate has expired", "certificate has expired", ""),
+        ("The config profile (nope) could not be found", "profile (nope)", ""),
     ],
 )
-def test_a_failure_is_one_clear_line(
-    world: World, answers: list[str], error: str, hint: str
+def test_errors_of_the_cli_are_explained(
+    world: World, said: str, error: str, hint: str
 ) -> None:
-    world.script_aws(*answers)
-    done = world.run()
-    assert done.returncode == 1
-    said = dict(line.split(": ", 1) for line in done.stderr.splitlines())
-    assert error in said["error"]
-    assert hint in said.get("hint", "")
-    assert ("hint" in said) == bool(hint)
-    assert len(world.calls()) == len(answers)
+    world.set_aws(fails(said))
+    assert_failed(world.run(), 1, error, hint)
 
 
-def test_without_aws_on_path(world: World) -> None:
-    (world.bin / "bash").symlink_to("/bin/bash")
+@pytest.mark.parametrize(
+    ("name", "message", "error", "hint"),
+    [
+        ("AccessDeniedException", "not authorized", "denied", "dynamodb:DescribeTable"),
+        ("AccessDenied", "no sts:AssumeRole", "no sts:AssumeRole", ""),
+        ("ResourceNotFoundException", "", "no table GameLeaderboard here", "region"),
+        ("ExpiredTokenException", "The token is expired", "have expired", "renew"),
+        ("InvalidSignatureException", EARLY, "the clock of this machine", "the clock"),
+        ("InvalidSignatureException", LATE, "the clock of this machine", "the clock"),
+        ("InvalidSignatureException", "It does not match", "It does not match", ""),
+    ],
+)
+def test_errors_of_aws_are_explained(
+    world: World, name: str, message: str, error: str, hint: str
+) -> None:
+    world.set_aws(refusal(name, message))
+    assert_failed(world.run(), 1, error, hint)
+
+
+@pytest.mark.parametrize(
+    ("name", "message", "error", "hint"),
+    [
+        ("AccessDeniedException", "not authorized", "denied", "dynamodb:UpdateTable"),
+        ("LimitExceededException", DECREASES, "Next decrease can", "27 a UTC day"),
+        ("LimitExceededException", SIMULTANEOUS, "Only 10 tables", "run it again"),
+        ("LimitExceededException", "At most 40,000", "At most 40,000", ""),
+    ],
+)
+def test_refused_updates_are_explained(
+    world: World, name: str, message: str, error: str, hint: str
+) -> None:
+    world.set_aws(LOW, refusal(name, message))
+    ended = world.run()
+    assert_failed(ended, 1, error, hint)
+    assert ("decrease" in ended.stderr) == (message == DECREASES)
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        ("kill -KILL $$", "describe-table failed without a message (exit status 137)"),
+        ("true", "did not describe the table, but said: nothing"),
+        (prints("Usage:", "  aws FILE"), "but said: Usage:   aws FILE"),
+    ],
+)
+def test_strange_answers_are_shown(world: World, answer: str, error: str) -> None:
+    world.set_aws(answer)
+    assert_failed(world.run(), 1, error, "--debug")
+
+
+def test_a_table_that_is_being_deleted_is_an_error(world: World) -> None:
+    world.set_aws(state("1 RCU / 1 WCU", "DELETING"))
+    assert_failed(world.run(), 1, "GameLeaderboard is DELETING")
+
+
+def test_waiting_ends_after_five_minutes(world: World) -> None:
+    world.set_aws(*[UPDATING] * 150)
+    error = "GameLeaderboard is still UPDATING at 1 RCU / 1 WCU"
+    assert_failed(world.run(), 1, error, "run it again later")
+
+
+def test_needs_the_aws_cli(world: World) -> None:
+    (world.bin / "bash").symlink_to(shutil.which("bash") or "/bin/bash")
     world.env["PATH"] = str(world.bin)
-    done = world.run()
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: no aws on PATH\nhint: install")
-    assert LAB in done.stderr
+    assert_failed(world.run(), 1, "not on PATH", LOCAL_LAB)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "variables"),
-    [
-        (["--force"], {}),
-        (["A", "B"], {}),
-        (["A", "-x"], {}),
-        ([], {"READ_CAPACITY_UNITS": "0"}),
-        ([], {"READ_CAPACITY_UNITS": "5/5"}),
-        ([], {"WRITE_CAPACITY_UNITS": "-1"}),
-        ([], {"WRITE_CAPACITY_UNITS": "1.5"}),
-    ],
-)
-def test_wrong_usage_asks_nothing_of_aws(
-    world: World, arguments: list[str], variables: dict[str, str]
-) -> None:
-    world.script_aws()
-    world.env |= variables
-    assert world.run(*arguments).returncode == 2
-    assert not (world.bin / "calls").exists()
+def test_needs_a_temporary_file(world: World) -> None:
+    world.set_aws(GOOD)
+    world.env["TMPDIR"] = "/dev/null"
+    assert_failed(world.run(), 1, "cannot make a temporary file", "set TMPDIR")
 
 
-def test_help_is_the_manual(world: World) -> None:
-    done = world.run("--help")
-    assert done.returncode == 0
-    assert done.stdout.startswith("restore_capacity.sh [TABLE]\n")
-    assert done.stdout.endswith("2 wrong usage, 130 interrupted.\n")
-    assert world.run("-h").stdout == done.stdout
+@pytest.mark.parametrize("arguments", ["--force", "A B"])
+def test_wrong_arguments_ask_nothing(world: World, arguments: str) -> None:
+    world.set_aws(GOOD)
+    assert world.run(*arguments.split()).returncode == 2
+    assert world.calls() == []
+
+
+@pytest.mark.parametrize("value", ["0", "5/5", "1.5"])
+def test_wrong_capacity_asks_nothing(world: World, value: str) -> None:
+    world.set_aws(GOOD)
+    world.env["WRITE_CAPACITY_UNITS"] = value
+    assert world.run().returncode == 2
+    assert world.calls() == []
+
+
+def test_help_is_the_comment_at_the_top(world: World) -> None:
+    ended = world.run("--help")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.startswith("restore_capacity.sh [TABLE]\n")
+    assert ended.stdout.endswith("2 wrong usage, 130 interrupted.\n")
 
 
 def test_arguments_and_variables_reach_aws(world: World) -> None:
-    world.script_aws(LOW, UPDATED, state("7/8"))
-    world.env |= {"READ_CAPACITY_UNITS": "7", "WRITE_CAPACITY_UNITS": "8"}
-    world.env |= {"AWS_ENDPOINT_URL_DYNAMODB": "http://me:word@other:8000", "AWS_ENDPOINT_URL": "x"}
-    done = world.run("My Table")
-    assert done.returncode == 0
-    assert "endpoint: other:8000" in done.stderr
-    assert "word@" not in done.stderr
-    calls = (world.bin / "calls").read_text().splitlines()
-    assert all("--table-name My Table --" in call for call in calls)
-    assert all("--endpoint-url http://me:word@other:8000" in call for call in calls)
-    assert "--provisioned-throughput ReadCapacityUnits=7,WriteCapacityUnits=8" in calls[1]
+    world.set_aws(LOW, ACCEPTED, state("7 RCU / 8 WCU"))
+    world.env["READ_CAPACITY_UNITS"] = "7"
+    world.env["WRITE_CAPACITY_UNITS"] = "8"
+    world.env["AWS_ENDPOINT_URL_DYNAMODB"] = f"http://me:{SECRET}@other:8000"
+    world.env["AWS_ENDPOINT_URL"] = "http://not-this-one"
+    ended = world.run("My Table")
+    assert ended.returncode == 0
+    assert "endpoint: other:8000" in ended.stderr
+    assert SECRET not in ended.stderr
+    for call in world.calls():
+        assert "--table-name My Table --" in call
+        assert f"--endpoint-url http://me:{SECRET}@other:8000" in call
+    capacity = "--provisioned-throughput ReadCapacityUnits=7,WriteCapacityUnits=8"
+    assert capacity in world.calls()[1]
 
 
-def test_killed_in_the_middle_and_run_again(world: World) -> None:
-    world.script_aws(LOW, UPDATED, UPDATING, GOOD, sleep='kill -KILL "$PPID"')
+def test_goes_on_after_it_was_killed(world: World) -> None:
+    world.set_aws(LOW, ACCEPTED, UPDATING, GOOD)
+    world.set_sleep('kill -KILL "$PPID"')
     assert world.run().returncode == -signal.SIGKILL
-    world.sleep()
-    done = world.run()
-    assert done.stdout == "before: 1 RCU / 1 WCU\nafter:  5 RCU / 5 WCU\n"
-    assert world.calls().count("update-table") == 1
+    world.set_sleep("exit 0")
+    assert world.run().stdout.splitlines() == DONE
+    assert world.updates() == 1
 
 
-@pytest.mark.parametrize("who", ["-INT 0", '-TERM "$PPID"', '-HUP "$PPID"'])
-@pytest.mark.parametrize("where", ["sleep", "aws"])
-def test_a_signal_ends_it_at_once(world: World, where: str, who: str) -> None:
-    """Ctrl-C, which reaches the whole process group, and signals to the script alone."""
-    hang = f"kill {who}; exec /bin/sleep 60"
-    world.script_aws(LOW, hang if where == "aws" else UPDATED, sleep=hang)
-    done = world.run(seconds=10)
-    assert done.returncode == 130
-    assert done.stderr == "error: interrupted\nhint: run it again: it goes on from there\n"
+# Ctrl-C reaches the whole process group. kill reaches the script alone.
+@pytest.mark.parametrize(
+    ("where", "target"),
+    [("sleep", "-INT 0"), ("sleep", '-HUP "$PPID"'), ("aws", '-TERM "$PPID"')],
+)
+def test_signal_ends_it_and_its_child(world: World, where: str, target: str) -> None:
+    # The child holds the other end of a connection for as long as it lives.
+    ours, theirs = socket.socketpair()
+    hang = f"kill {target}; exec /bin/sleep 600"
+    world.set_aws(hang if where == "aws" else UPDATING)
+    world.set_sleep(hang)
+    with ours:
+        with theirs:
+            ended = world.run(pass_fds=[theirs.fileno()])
+        ours.settimeout(60)
+        assert ours.recv(1) == b""
+    assert_failed(ended, 130, "interrupted", "run it again to go on")
+    assert list(world.temporary.iterdir()) == []
 
 
-def test_without_a_place_for_a_temporary_file(world: World) -> None:
-    world.script_aws()
-    world.env["TMPDIR"] = "/dev/null"
-    done = world.run()
-    assert done.returncode == 1
-    assert done.stderr.endswith("hint: set TMPDIR to a folder to write in\n")
-
-
-# From here on the real AWS CLI, of tests/requirements.txt.
+# --- The real AWS CLI -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("unset", "error"),
+    ("missing", "error", "hint"),
     [
-        ("AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY", "no AWS credentials found"),
-        ("AWS_DEFAULT_REGION", "no AWS region set"),
-        ("", "aws: Could not connect to the endpoint URL"),
+        ("AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY", "no AWS credentials", LOCAL_LAB),
+        ("AWS_DEFAULT_REGION", "no AWS region set", LOCAL_LAB),
+        ("", "Could not connect to the endpoint URL", "check the network"),
     ],
 )
-def test_real_cli_fails_clearly(world: World, unset: str, error: str) -> None:
-    world.env["AWS_ENDPOINT_URL"] = f"http://me:word@127.0.0.1:{free_port()}"
+def test_errors_of_the_real_cli(
+    world: World, missing: str, error: str, hint: str
+) -> None:
+    world.env["AWS_ENDPOINT_URL"] = f"http://me:{SECRET}@127.0.0.1:1"
     world.env["AWS_MAX_ATTEMPTS"] = "1"
-    for name in unset.split():
+    for name in missing.split():
         del world.env[name]
-    done = world.run()
-    assert done.returncode == 1
-    assert f"error: {error}" in done.stderr
-    assert "word" not in done.stderr
+    assert_failed(world.run(), 1, error, hint)
 
 
-@pytest.mark.parametrize("read", [1, 5, 0])
-def test_real_cli_on_the_local_lab(world: World, tmp_path: Path, read: int) -> None:
-    log = tmp_path / "requests"
-    lab = [sys.executable, HERE / "local_dynamodb.py", "--read-capacity", read, "--items", 25]
-    lab += ["--update-seconds", 0.1, "--request-log", log]
-    world.sleep("exec /bin/sleep 0.1")
-    done = world.run(under=tuple(map(str, lab)))
-    assert done.returncode == 0, done.stderr
-    last = "on-demand: nothing to restore" if read == 0 else "after:  5 RCU / 5 WCU"
-    assert done.stdout.splitlines() == [f"before: {read} RCU / {5 if read else 0} WCU", last]
-    requests = [json.loads(line) for line in log.read_text().splitlines()]
-    assert all(request["outcome"] == "ok" for request in requests)
-    assert [r["operation"] for r in requests].count("UpdateTable") == (read == 1)
+@pytest.mark.parametrize(
+    ("read_capacity", "updates", "output"),
+    [
+        (1, 1, ["before: 1 RCU / 5 WCU", "after:  5 RCU / 5 WCU"]),
+        (0, 0, ["before: 0 RCU / 0 WCU", "on-demand: nothing to restore"]),
+    ],
+)
+def test_real_cli_on_the_local_lab(
+    world: World, read_capacity: int, updates: int, output: list[str]
+) -> None:
+    settings = instant(25, read_capacity=read_capacity, update_seconds=0.1)
+    with serve(settings) as lab:
+        world.env["AWS_ENDPOINT_URL"] = lab.endpoint_url
+        ended = world.run()
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.splitlines() == output
+    operations = [entry["operation"] for entry in lab.requests]
+    assert operations.count("UpdateTable") == updates
+    assert {entry["outcome"] for entry in lab.requests} == {"ok"}
 
 
-def test_real_cli_on_dynalite(world: World, engine_client: DynamoDBClient) -> None:
-    name = f"restore.{uuid.uuid4().hex}"
-    create_table(engine_client, name, index=True)
-    engine_client.update_table(
-        TableName=name, ProvisionedThroughput={"ReadCapacityUnits": 1, "WriteCapacityUnits": 2}
+def test_real_cli_on_dynalite(world: World, dynalite_client: DynamoDBClient) -> None:
+    name = unique("Restore")
+    create_table(dynalite_client, name, index=True)
+    dynalite_client.update_table(
+        TableName=name,
+        ProvisionedThroughput={"ReadCapacityUnits": 1, "WriteCapacityUnits": 2},
     )
-    world.env["AWS_ENDPOINT_URL_DYNAMODB"] = engine_client.meta.endpoint_url
+    world.env["AWS_ENDPOINT_URL_DYNAMODB"] = dynalite_client.meta.endpoint_url
     world.env["WRITE_CAPACITY_UNITS"] = "6"
-    world.sleep()
-    done = world.run(name)
-    assert done.returncode == 0, done.stderr
-    index = "game-mode-index 5 RCU / 5 WCU"
-    assert done.stdout == f"before: 1 RCU / 2 WCU; indexes stay: {index}\nafter:  5 RCU / 6 WCU\n"
-    table = engine_client.describe_table(TableName=name)["Table"]
-    throughput = table["ProvisionedThroughput"]
-    assert (throughput["ReadCapacityUnits"], throughput["WriteCapacityUnits"]) == (5, 6)
-    assert "nothing to restore" in world.run(name).stderr
-    missing = world.run(f"{name}.missing")
-    assert missing.returncode == 1
-    assert f"error: no table {name}.missing here" in missing.stderr
 
+    ended = world.run(name)
 
-def test_the_script_is_executable() -> None:
-    assert os.access(SCRIPT, os.X_OK)
+    assert ended.returncode == 0, ended.stderr
+    indexes = "indexes stay: game-mode-index 5 RCU / 5 WCU"
+    before, after = ended.stdout.splitlines()
+    assert before == f"before: 1 RCU / 2 WCU; {indexes}"
+    assert after == "after:  5 RCU / 6 WCU"
+    table = dynalite_client.describe_table(TableName=name)["Table"]
+    assert table["ProvisionedThroughput"]["ReadCapacityUnits"] == 5
+    assert table["ProvisionedThroughput"]["WriteCapacityUnits"] == 6
+    assert_failed(world.run("Missing"), 1, "there is no table Missing", "the name")

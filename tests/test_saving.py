@@ -1,281 +1,459 @@
-"""--save: the whole table, in a file, a pipe or wherever; or an error, and the file as it was."""
+"""--save: the items of a table in files, and a scan that can be taken up again."""
 
 from __future__ import annotations
 
 import json
 import os
+import select
+import shlex
+import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import pytest
-from engines import create_table, load, scan_pages, unique
-from items import contents, instant, is_whole, lab_items, saved_items, scans_of
-from local_dynamodb import Lab, serve
-from running import BUNDLE, Ended, environment
+from canned import Canned
+from conftest import Invoke
+from engines import Engine, plain_client, scan_plainly
+from items import (
+    ITEMS,
+    Json,
+    assert_as_logged,
+    contents,
+    instant,
+    lab_items,
+    saved_items,
+    scans_of,
+)
+from local_dynamodb import Lab, lab_environment, serve
+from running import BUNDLE
 
 import common
 
-if TYPE_CHECKING:
-    from mypy_boto3_dynamodb import DynamoDBClient
-
-ITEMS = 200
-WAYS = ["sequential_scan", "parallel_scan"]
-EITHER = pytest.mark.parametrize("way", WAYS)
-BEFORE = "from before"
-Save = Callable[..., Ended]
+EIGHT = ("--total-segments", "8", "--page-size", "100")
+ONE_WORKER = (*EIGHT, "--workers", "1")
+WHOLE = contents(lab_items())
 
 
-@pytest.fixture(scope="module")
-def small() -> Iterator[Lab]:
+@pytest.fixture
+def served() -> Iterator[Lab]:
+    """A local lab of the test's own, with a request log that is empty."""
     with serve(instant(ITEMS)) as lab:
         yield lab
 
 
-@pytest.fixture
-def save(invoke: Callable[..., Ended], small: Lab) -> Save:
-    """Saves a table of 200 items in pages of 20."""
-
-    def call(target: object, way: str = "parallel_scan", at: Lab = small) -> Ended:
-        flags = ("--page-size", "20", "--save", str(target), "--output", "json")
-        return invoke(way, *flags, at=at)
-
-    return call
+def saved_in(folder: Path) -> Counter[str]:
+    """How often each item is in the files of a folder, told by its content."""
+    files = folder.glob("segment-*.jsonl")
+    return contents(item for file in files for item in saved_items(file.read_bytes()))
 
 
 def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-# --- Into a file
+def segments_asked(log: list[Json]) -> set[int]:
+    return {entry["segment"] for entry in log}
 
 
-@EITHER
-@pytest.mark.parametrize("before", [BEFORE * 10_000, None])
-def test_what_is_saved_is_the_table(
-    save: Save, way: str, before: str | None, tmp_path: Path
-) -> None:
-    file = tmp_path / "items"
-    if before:
-        file.write_text(before)
-    ended = save(file, way)
-    assert ended.returncode == 0
-    assert json.loads(ended.stdout)["items"] == ITEMS
-    assert is_whole(file.read_bytes(), ITEMS)
-    assert names_in(tmp_path) == ["items"]
+def start(lab: Lab, *flags: str) -> subprocess.Popen[bytes]:
+    """Start parallel_scan.py in a process of its own."""
+    # Python's streams have buffers, unless this variable of the user's says no.
+    env = {**lab_environment(lab.endpoint_url), "PYTHONUNBUFFERED": ""}
+    return subprocess.Popen(
+        [sys.executable, BUNDLE / "parallel_scan.py", *flags],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
-def test_what_is_saved_imports_into_a_real_engine(
-    save: Save, engine_client: DynamoDBClient, tmp_path: Path
-) -> None:
-    name = unique("Imported")
-    create_table(engine_client, name)
-    assert save(tmp_path / "items").returncode == 0
-    load(engine_client, name, saved_items((tmp_path / "items").read_bytes()))
-    pages = scan_pages(engine_client, name)
-    imported = [item for page in pages for item in page["Items"]]
-    assert contents(imported) == contents(lab_items(ITEMS))
-
-
-@pytest.mark.parametrize("mode", [0o600, 0o644, 0o666, 0o750])
-def test_a_file_that_is_replaced_keeps_its_mode(save: Save, mode: int, tmp_path: Path) -> None:
-    file = tmp_path / "items"
-    file.write_text(BEFORE)
-    file.chmod(mode)
-    assert save(file).returncode == 0
-    assert file.stat().st_mode & 0o777 == mode
-
-
-@pytest.mark.parametrize("mask", [0o022, 0o077])
-def test_a_new_file_has_the_mode_that_any_has(save: Save, mask: int, tmp_path: Path) -> None:
-    before = os.umask(mask)
-    try:
-        assert save(tmp_path / "items").returncode == 0
-    finally:
-        os.umask(before)
-    assert (tmp_path / "items").stat().st_mode & 0o777 == 0o666 & ~mask
-
-
-@pytest.mark.parametrize("name", ["x" * 255, "ü" * 125, "-items", " ", "it\nems"])
-def test_any_name_that_is_legal_will_do(save: Save, name: str, tmp_path: Path) -> None:
-    assert save(tmp_path / name).returncode == 0
-    assert is_whole((tmp_path / name).read_bytes(), ITEMS)
-    assert names_in(tmp_path) == [name]
-
-
-@pytest.mark.parametrize("before", [BEFORE, None])
-def test_a_link_stays_one_and_what_it_leads_to_is_written(
-    save: Save, before: str | None, tmp_path: Path
-) -> None:
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "link").symlink_to("elsewhere/items")
-    if before:
-        (tmp_path / "elsewhere" / "items").write_text(before)
-    assert save(tmp_path / "link").returncode == 0
-    assert (tmp_path / "link").is_symlink()
-    assert is_whole((tmp_path / "elsewhere" / "items").read_bytes(), ITEMS)
-    assert names_in(tmp_path) == ["elsewhere", "link"]
-    assert names_in(tmp_path / "elsewhere") == ["items"]
-
-
-# --- As it is: standard output, pipes, devices, descriptors
-
-
-@EITHER
-@pytest.mark.parametrize("target", ["-", "/dev/stdout", "/dev/fd/1"])
-def test_standard_output_has_the_items_and_standard_error_the_report(
-    save: Save, way: str, target: str
-) -> None:
-    ended = save(target, way)
-    assert ended.returncode == 0
-    assert is_whole(ended.stdout.encode(), ITEMS)
-    assert json.loads(ended.stderr)["items"] == ITEMS
-
-
-def test_a_fifo_is_written_to_as_it_is(save: Save, tmp_path: Path) -> None:
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
-    received: list[bytes] = []
-    reader = threading.Thread(target=lambda: received.append(pipe.read_bytes()), daemon=True)
-    reader.start()
-    assert save(pipe).returncode == 0
-    reader.join(10)
-    assert is_whole(received[0], ITEMS)
-    assert pipe.is_fifo()
-    assert names_in(tmp_path) == ["pipe"]
-
-
-def shell(command: str, lab: Lab, folder: Path) -> subprocess.CompletedProcess[bytes]:
-    """Run a command of bash's in a folder; SCAN stands for a parallel scan in pages of 20."""
-    scan = f"{sys.executable} {BUNDLE}/parallel_scan.py --page-size 20"
+def shell(lab: Lab, command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of the shell. SCAN stands for parallel_scan.py."""
+    scan = shlex.join([sys.executable, str(BUNDLE / "parallel_scan.py")])
     return subprocess.run(
-        ["bash", "-c", command.replace("SCAN", scan)],
-        cwd=folder,
-        env=environment(lab.endpoint_url),
+        ["sh", "-c", command.replace("SCAN", scan)],
+        env=lab_environment(lab.endpoint_url),
         capture_output=True,
+        encoding="utf-8",
         timeout=60,
         check=False,
     )
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        "SCAN --save >(cat > items); wait $!",
-        "SCAN --save /dev/fd/7 7> items",
-        "SCAN --save - > items",
-        "SCAN --save /dev/stdout | cat > items",
-    ],
-)
-def test_what_a_shell_redirects_is_written_to_as_it_is(
-    small: Lab, command: str, tmp_path: Path
+# --- What is saved --------------------------------------------------------------------
+
+
+def test_a_file_has_the_items_of_its_segment(
+    invoke: Invoke, engine: Engine, tmp_path: Path
 ) -> None:
-    ended = shell(command, small, tmp_path)
+    folder = tmp_path / "new" / "folder"
+    ended = invoke("parallel_scan", *EIGHT, "--save", str(folder), at=engine)
     assert ended.returncode == 0, ended.stderr
-    assert is_whole((tmp_path / "items").read_bytes(), ITEMS)
-    assert names_in(tmp_path) == ["items"]
+
+    client = plain_client(engine.endpoint_url)
+    names = [f"segment-{segment:06}.jsonl" for segment in range(8)]
+    for segment, name in enumerate(names):
+        pages = scan_plainly(client, engine.table, Segment=segment, TotalSegments=8)
+        lines = [json.loads(line) for line in (folder / name).read_bytes().splitlines()]
+        of_segment = [{"Item": item} for page in pages for item in page["Items"]]
+        assert contents(lines) == contents(of_segment)
+    assert names_in(folder) == ["scan.json", *names]
 
 
-def test_a_descriptor_that_appends_appends(small: Lab, tmp_path: Path) -> None:
-    (tmp_path / "items").write_text("before\n")
-    inode = (tmp_path / "items").stat().st_ino
-    assert shell("SCAN --save /dev/fd/7 7>> items", small, tmp_path).returncode == 0
-    first, _, rest = (tmp_path / "items").read_bytes().partition(b"\n")
-    assert first == b"before"
-    assert is_whole(rest, ITEMS)
-    assert (tmp_path / "items").stat().st_ino == inode
+# An endpoint that lays its answers out in lines, with CR and LF between the tokens. In
+# the text itself, they are written as \r and \n.
+PRETTY = """{
+ "Items": [
+  {"a": {"S": "1\\r\\n2"}},
+  {"a":
+   {"L": []}}
+ ],
+ "Count": 2, "ScannedCount": 2}""".replace("\n", "\r\n")
 
 
-def test_a_closed_pipe_ends_it_quietly(small: Lab, tmp_path: Path) -> None:
-    one_line = "SCAN --save - --max-rcu 40 | head -1 > items; exit ${PIPESTATUS[0]}"
-    ended = shell(one_line, small, tmp_path)  # slowly, so that head has ended by the next page
-    assert (ended.returncode, ended.stdout, ended.stderr) == (141, b"", b"")
-
-
-# --- Errors: one line, status 1, and the file as it was
-
-
-@EITHER
-@pytest.mark.parametrize("target", ["items", "link"])
-@pytest.mark.parametrize("before", [BEFORE, None])
-def test_an_error_leaves_the_file_as_it_was(
-    save: Save, *, way: str, target: str, before: str | None, tmp_path: Path
+@pytest.mark.parametrize("to_folder", [True, False])
+def test_an_item_is_one_line_however_it_came(
+    invoke: Invoke, canned: Canned, tmp_path: Path, to_folder: bool
 ) -> None:
-    (tmp_path / "link").symlink_to("items")
-    if before:
-        (tmp_path / "items").write_text(before)
-    with serve(instant(ITEMS, script=lambda n, _: "500" if n >= 5 else None)) as failing:
-        ended = save(tmp_path / target, way, failing)
-    assert (ended.returncode, ended.stdout) == (1, "")
-    assert names_in(tmp_path) == (["items", "link"] if before else ["link"])
-    assert not before or (tmp_path / "items").read_text() == before
+    canned.answer(PRETTY)
+    target = str(tmp_path) if to_folder else "-"
+    ended = invoke(
+        "parallel_scan", "--total-segments", "1", "--save", target, at=canned
+    )
+    text = ended.stdout.encode()
+    if to_folder:
+        text = (tmp_path / "segment-000000.jsonl").read_bytes()
+    assert b"\r" not in text
+    assert saved_items(text) == [{"a": {"S": "1\r\n2"}}, {"a": {"L": []}}]
 
 
-def test_a_disk_that_takes_no_more_leaves_the_file_as_it_was(small: Lab, tmp_path: Path) -> None:
-    file = tmp_path / "items"
-    file.write_text(BEFORE)
-    ended = shell(f"ulimit -f 8; SCAN --save {file}", small, tmp_path)  # in KB
-    error, _ = ended.stderr.decode().split("\n")
-    assert (ended.returncode, ended.stdout) == (1, b"")
-    assert error.startswith(f"error: [Errno 27] File too large: '{tmp_path}/")
-    assert file.read_text() == BEFORE
-    assert names_in(tmp_path) == ["items"]
+# --- Taken up again -------------------------------------------------------------------
 
 
-@EITHER
-@pytest.mark.parametrize(
-    ("target", "error"),
-    [
-        ("/dev/full", "[Errno 28] No space left on device: '/dev/full'"),
-        ("{}", "[Errno 21] Is a directory: '{}'"),
-        ("{}/loop", "[Errno 40] Too many levels of symbolic links: '{}/loop'"),
-        ("{}/no/folder", "[Errno 2] No such file or directory: '{}/no/"),
-        ("{}/file/items", "[Errno 20] Not a directory: '{}/file/"),
-        ("{}/" + "x" * 256, "[Errno 36] File name too long: '{}/"),
-    ],
-)
-def test_where_nothing_can_be_saved(
-    save: Save, way: str, target: str, error: str, tmp_path: Path
+def test_after_an_error_only_the_missing_segments_are_read(
+    invoke: Invoke, tmp_path: Path
 ) -> None:
-    (tmp_path / "file").touch()
-    (tmp_path / "loop").symlink_to("loop")
-    ended = save(target.format(tmp_path), way)
-    (said,) = ended.stderr.splitlines()
-    assert (ended.returncode, ended.stdout) == (1, "")
-    assert said.startswith(f"error: {error.format(tmp_path)}")
-    assert names_in(tmp_path) == ["file", "loop"]
-    assert (tmp_path / "loop").is_symlink()
+    broken = [3]
+
+    def script(number: int, params: Json) -> str | None:
+        return "500" if params["Segment"] in broken else None
+
+    flags = (*ONE_WORKER, "--save", str(tmp_path), "--output", "json")
+    with serve(instant(ITEMS, script=script)) as lab:
+        failed = invoke("parallel_scan", *flags, at=lab)
+        before = len(scans_of(lab))
+        broken.clear()
+        again = invoke("parallel_scan", *flags, at=lab)
+    saved = f"3 of 8 segments are saved in {tmp_path}; the same command reads the rest"
+    error, hint = failed.stderr.splitlines()
+    assert (failed.returncode, failed.stdout) == (1, "")
+    assert error.startswith("error: segment 3: ")
+    assert hint == f"hint: try again in a minute; {saved}"
+
+    assert again.returncode == 0
+    assert again.stderr.splitlines()[0] == saved
+    log = scans_of(lab)[before:]
+    assert segments_asked(log) == {3, 4, 5, 6, 7}
+    assert_as_logged(json.loads(again.stdout), log)
+    assert saved_in(tmp_path) == WHOLE
 
 
 @pytest.mark.parametrize(
-    ("redirection", "error"),
+    ("number", "status", "left_over"),
     [
-        ("--save - > /dev/full", "error: [Errno 28] No space left on device: '<stdout>'\n"),
-        ("--save - >&-", "error: standard output or standard error is closed\n"),
+        (signal.SIGINT, 130, 0),
+        (signal.SIGKILL, -signal.SIGKILL, 1),  # as in a power cut, nobody tidies up
     ],
 )
-def test_a_full_or_closed_standard_output(
-    small: Lab, redirection: str, error: str, tmp_path: Path
+def test_however_it_was_ended_it_goes_on(
+    invoke: Invoke, tmp_path: Path, number: signal.Signals, status: int, left_over: int
 ) -> None:
-    ended = shell(f"SCAN {redirection}", small, tmp_path)
-    assert (ended.returncode, ended.stderr.decode()) == (1, error)
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def script(scan: int, params: Json) -> str | None:
+        # The second page of segment 3 never comes, and the scan is ended meanwhile.
+        is_running = processes[0].returncode is None
+        if is_running and params["Segment"] == 3 and "ExclusiveStartKey" in params:
+            processes[0].send_signal(number)
+            return "hang"
+        return None
+
+    flags = (*ONE_WORKER, "--save", str(tmp_path))
+    with serve(instant(ITEMS, script=script)) as lab:
+        processes.append(start(lab, *flags))
+        _, said = processes[0].communicate(timeout=60)
+        files = names_in(tmp_path)
+        before = len(scans_of(lab))
+        again = invoke("parallel_scan", *flags, at=lab)
+    saved = f"3 of 8 segments are saved in {tmp_path}; the same command reads the rest"
+    assert processes[0].returncode == status
+    assert (saved in said.decode().splitlines()) == (status == 130)
+    assert len(files) == 4 + left_over
+
+    assert again.returncode == 0
+    assert again.stderr.splitlines()[0] == saved
+    assert segments_asked(scans_of(lab)[before:]) == {3, 4, 5, 6, 7}
+    assert saved_in(tmp_path) == WHOLE
+    # What is left over stays: another process may be writing it.
+    assert len(names_in(tmp_path)) == 9 + left_over
 
 
-def test_a_name_that_is_none_costs_nothing(save: Save, small: Lab) -> None:
-    before = len(scans_of(small))
-    for name in ("", ".", "/"):
-        assert save(name).returncode == 1
-    assert len(scans_of(small)) == before
-
-
-def test_what_is_written_in_pieces_is_written_whole(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_taking_up_costs_what_the_workers_were_reading(
+    invoke: Invoke, tmp_path: Path
 ) -> None:
-    write_all = os.write
-    monkeypatch.setattr(os, "write", lambda number, data: write_all(number, data[:7]))
-    with (tmp_path / "items").open("wb") as stream:
-        common.write(stream, b"0123456789" * 3)
-    assert (tmp_path / "items").read_bytes() == b"0123456789" * 3
+    broken = [20]
+
+    def script(number: int, params: Json) -> str | None:
+        return "500" if params["Segment"] in broken else None
+
+    flags = ("--total-segments", "64", "--workers", "3", "--save", str(tmp_path))
+    with serve(instant(ITEMS, script=script)) as lab:
+        invoke("parallel_scan", *flags, at=lab)
+        first = segments_asked(scans_of(lab))
+        before = len(scans_of(lab))
+        broken.clear()
+        invoke("parallel_scan", *flags, at=lab)
+    second = segments_asked(scans_of(lab)[before:])
+    assert first | second == set(range(64))
+    assert len(first & second) <= 3
+    assert saved_in(tmp_path) == WHOLE
+
+
+def test_a_folder_that_has_all_costs_nothing(
+    invoke: Invoke, served: Lab, tmp_path: Path
+) -> None:
+    flags = (*EIGHT, "--save", str(tmp_path))
+    invoke("parallel_scan", *flags, at=served)
+    before = len(scans_of(served))
+    ended = invoke("parallel_scan", *flags, at=served)
+    assert ended.returncode == 0
+    assert f"all 8 segments are saved in {tmp_path}" in ended.stderr.splitlines()
+    assert len(scans_of(served)) == before
+    assert saved_in(tmp_path) == WHOLE
+
+
+def test_two_shares_in_one_folder_are_the_table(
+    invoke: Invoke, served: Lab, tmp_path: Path
+) -> None:
+    flags = ("--total-segments", "8", "--save", str(tmp_path))
+    first = invoke("parallel_scan", *flags, "--segments", "0-2", at=served)
+    # Size of pages, workers and rate may differ. It is the same scan.
+    more = ("--page-size", "7", "--workers", "2", "--max-rcu", "500")
+    second = invoke("parallel_scan", *flags, *more, "--segments", "3-7", at=served)
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert saved_in(tmp_path) == WHOLE
+
+
+# --- Another scan in the same folder --------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "differs"),
+    [
+        ("", "--table-name T", "TableName was GameLeaderboard, now it is T"),
+        ("", "--total-segments 9", "total_segments was 8, now it is 9"),
+        ("", "--consistent-read", "ConsistentRead was None, now it is True"),
+        ("--consistent-read", "", "ConsistentRead was True, now it is None"),
+    ],
+)
+def test_another_scan_into_the_folder_is_an_error(
+    invoke: Invoke, served: Lab, tmp_path: Path, before: str, now: str, differs: str
+) -> None:
+    flags = (*EIGHT, "--save", str(tmp_path))
+    invoke("parallel_scan", *flags, *before.split(), at=served)
+    requests = len(served.requests)
+    ended = invoke("parallel_scan", *flags, *now.split(), at=served)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr == (
+        f"error: {tmp_path} has another scan: {differs}\nhint: save to another folder\n"
+    )
+    assert len(served.requests) == requests
+    assert saved_in(tmp_path) == WHOLE
+
+
+def test_another_endpoint_is_another_scan(
+    invoke: Invoke, lab: Lab, served: Lab, tmp_path: Path
+) -> None:
+    invoke("parallel_scan", "--save", str(tmp_path), at=lab)
+    ended = invoke("parallel_scan", "--save", str(tmp_path), at=served)
+    differs = f"endpoint was {lab.endpoint_url}, now it is {served.endpoint_url}"
+    assert ended.returncode == 1
+    assert differs in ended.stderr
+    assert served.requests == []
+
+
+def test_binary_values_are_the_same_the_next_time(
+    invoke: Invoke, canned: Canned, tmp_path: Path
+) -> None:
+    values = '{":bytes": {"B": "AP8="}, ":set": {"BS": ["/w=="]}}'
+    flags = ("--save", str(tmp_path), "--expression-attribute-values", values)
+    assert invoke("parallel_scan", *flags, at=canned).returncode == 0
+    assert invoke("parallel_scan", *flags, at=canned).returncode == 0
+    assert len(canned.requests) == 4
+
+
+@pytest.mark.parametrize("manifest", [None, '{"TableName": "Gam'])
+def test_segments_of_an_unknown_scan_are_left_alone(
+    invoke: Invoke, served: Lab, tmp_path: Path, manifest: str | None
+) -> None:
+    invoke("parallel_scan", "--save", str(tmp_path), at=served)
+    requests = len(served.requests)
+    (tmp_path / "scan.json").unlink()
+    if manifest is not None:
+        (tmp_path / "scan.json").write_text(manifest)
+    ended = invoke("parallel_scan", "--save", str(tmp_path), at=served)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr.startswith(f"error: {tmp_path}")
+    assert len(served.requests) == requests
+    assert saved_in(tmp_path) == WHOLE
+
+
+def test_no_password_is_saved(invoke: Invoke, served: Lab, tmp_path: Path) -> None:
+    url = served.endpoint_url.replace("//", "//user:secret@")
+    invoke("parallel_scan", "--endpoint-url", url, "--save", str(tmp_path))
+    assert served.endpoint_url in (tmp_path / "scan.json").read_text()
+    assert "secret" not in (tmp_path / "scan.json").read_text()
+
+
+# --- Where nothing can be saved -------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", ["file", "file/folder", "/proc/self"])
+def test_a_folder_that_cannot_be_written_costs_nothing(
+    invoke: Invoke,
+    served: Lab,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    target: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("the user's own")
+    ended = invoke("parallel_scan", "--save", target, at=served)
+    (error,) = ended.stderr.splitlines()
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert error.startswith(f"error: cannot save in {target}: ")
+    assert served.requests == []
+    assert names_in(tmp_path) == ["file"]
+    assert (tmp_path / "file").read_text() == "the user's own"
+
+
+def test_a_full_disk_costs_nothing_that_was_whole(
+    invoke: Invoke, served: Lab, tmp_path: Path
+) -> None:
+    flags = (*ONE_WORKER, "--save", str(tmp_path))
+    invoke("parallel_scan", *flags, "--segments", "0-4", at=served)
+    files = names_in(tmp_path)
+    # No file may have more than 16 blocks, which is too few for any segment.
+    ended = shell(served, f"ulimit -f 16; SCAN {shlex.join(flags)}")
+    said, error, hint = ended.stderr.splitlines()
+    saved = f"5 of 8 segments are saved in {tmp_path}; the same command reads the rest"
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert said == saved
+    assert error == f"error: segment 5: cannot save in {tmp_path}: File too large"
+    assert hint == f"hint: {saved}"
+    assert names_in(tmp_path) == files
+
+    before = len(scans_of(served))
+    assert invoke("parallel_scan", *flags, at=served).returncode == 0
+    assert segments_asked(scans_of(served)[before:]) == {5, 6, 7}
+    assert saved_in(tmp_path) == WHOLE
+
+
+@pytest.mark.parametrize(
+    ("flags", "error"),
+    [
+        (("--save", ""), "--save needs the name of a folder"),
+        (("--save", "-", "--select", "COUNT"), "--save needs the items"),
+    ],
+)
+def test_what_makes_no_sense_is_wrong_usage(
+    invoke: Invoke, served: Lab, flags: tuple[str, ...], error: str
+) -> None:
+    ended = invoke("parallel_scan", *flags, at=served)
+    assert ended.returncode == 2
+    assert error in ended.stderr
+    assert served.requests == []
+
+
+# --- Standard output ------------------------------------------------------------------
+
+
+def test_standard_output_has_every_item_once(invoke: Invoke, engine: Engine) -> None:
+    flags = ("--total-segments", "16", "--page-size", "40", "--output", "json")
+    ended = invoke("parallel_scan", *flags, "--save", "-", at=engine)
+    assert ended.returncode == 0, ended.stderr
+    assert contents(saved_items(ended.stdout.encode())) == WHOLE
+    assert json.loads(ended.stderr)["items"] == ITEMS
+
+
+def test_items_come_before_the_scan_ends() -> None:
+    def script(number: int, params: Json) -> str | None:
+        return "hang" if "ExclusiveStartKey" in params else None
+
+    flags = ("--save", "-", "--total-segments", "1", "--page-size", "3")
+    with serve(instant(ITEMS, script=script)) as lab, start(lab, *flags) as process:
+        assert process.stdout is not None
+        arrived, _, _ = select.select([process.stdout], [], [], 30)
+        process.kill()
+        lines = process.stdout.read()
+    assert arrived
+    assert len(saved_items(lines)) == 3
+
+
+def test_a_reader_that_has_enough_ends_it_quietly(served: Lab) -> None:
+    # The table is larger than a pipe, so the scan cannot end before head does.
+    ended = shell(served, "{ SCAN --save -; echo $? >&2; } | head -1")
+    assert len(saved_items(ended.stdout.encode())) == 1
+    assert ended.stderr == "1\n"
+
+
+def test_a_reader_that_stalls_does_not_stop_ctrl_c(served: Lab) -> None:
+    # One page is larger than a pipe: when its first line is there, the rest is stuck.
+    with start(served, "--save", "-", "--total-segments", "1") as process:
+        assert process.stdout is not None
+        assert os.read(process.stdout.fileno(), 1) == b"{"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130
+
+
+def test_a_full_device_is_one_line_of_error(served: Lab) -> None:
+    ended = shell(served, "SCAN --save - --total-segments 1 > /dev/full")
+    (error,) = ended.stderr.splitlines()
+    assert ended.returncode == 1
+    assert error.startswith("error: segment 0: ")
+    assert error.endswith("No space left on device")
+
+
+# --- Segments -------------------------------------------------------------------------
+
+
+def test_half_an_hour_of_throttling_names_segment_and_way_out(
+    invoke: Invoke, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def script(number: int, params: Json) -> str | None:
+        return "throttle" if params["Segment"] == 5 else None
+
+    monkeypatch.setattr(common, "PATIENCE", 0.05)
+    flags = (*ONE_WORKER, "--save", str(tmp_path))
+    with serve(instant(ITEMS, script=script)) as lab:
+        ended = invoke("parallel_scan", *flags, at=lab)
+    error, hint = ended.stderr.splitlines()
+    assert ended.returncode == 1
+    assert error == "error: segment 5: DynamoDB throttled a page for half an hour"
+    assert hint.startswith("hint: raise the table's capacity")
+    assert f"--max-rcu; 5 of 8 segments are saved in {tmp_path}" in hint
+
+
+def test_many_segments_are_each_read_once(invoke: Invoke, served: Lab) -> None:
+    flags = ("--total-segments", "500", "--workers", "4", "--output", "json")
+    ended = invoke("parallel_scan", *flags, at=served)
+    metrics: dict[str, Any] = json.loads(ended.stdout)
+    asked = [entry["segment"] for entry in scans_of(served)]
+    assert sorted(asked) == list(range(500))
+    assert metrics["workers"] == 4
+    assert [segment["segment"] for segment in metrics["segments"]] == list(range(500))
+    assert_as_logged(metrics, scans_of(served))

@@ -1,398 +1,409 @@
-"""The scans, held against the items themselves, the request log, real engines and botocore."""
+"""The scans: every item once, whatever the pages and segments; and metrics that hold.
+
+They are held against the items themselves, against the request log of the local lab,
+and against dynalite.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import importlib
-import itertools
 import json
 import math
-import multiprocessing
-import os
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor
-from pathlib import Path
+from collections import Counter
+from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
 from canned import EMPTY_PAGE, Canned
+from conftest import Invoke
 from engines import Engine
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from items import (
     ITEMS,
-    Key,
-    are_all,
+    Kept,
     assert_as_logged,
+    contents,
+    counts_of,
     instant,
-    items_text,
-    key,
-    keys,
     lab_items,
     scans_of,
 )
 from local_dynamodb import Lab, item_size, serve
-from running import BUNDLE, environment
 
-from common import Json, Pace, Page, ScanError, SegmentMetrics
-from parallel_scan import parallel_scan
+import common
+from common import Metrics, Page, scan_pages
+from parallel_scan import Output, SegmentError, parallel_scan, scan_segment
 from sequential_scan import sequential_scan
 
-MetricsOf = Callable[..., Json]
+
+def read_all(engine: Engine, **request: Any) -> tuple[Metrics, list[Any]]:
+    """Scan sequentially. Returns the metrics and the items."""
+    metrics = Metrics()
+    pages = list(scan_pages(engine.client(), engine.request(**request), metrics))
+    return metrics, [json.loads(text) for page in pages for text in page["Items"]]
 
 
 # --- Every item, once
 
 
+def test_sequential_scan_reads_every_item(engine: Engine) -> None:
+    metrics, items = read_all(engine)
+    assert contents(items) == contents(lab_items())
+    assert metrics.items == metrics.scanned == ITEMS
+
+
+# A hundred segments are more than there are players: some of them are empty.
 @pytest.mark.parametrize("total_segments", [1, 3, 100])
 def test_segments_hold_every_item_once(engine: Engine, total_segments: int) -> None:
-    # A hundred are more than there are players: some are empty.
-    found: list[Key] = []
-    metrics = parallel_scan(engine.scan(), total_segments, collect=found.extend)
-    assert are_all(found)
+    kept = Kept()
+    metrics = parallel_scan(
+        engine.client(),
+        engine.request(),
+        total_segments,
+        open_output=kept,
+    )
+    assert contents(kept.items()) == contents(lab_items())
     assert metrics.complete
-    assert [each.segment for each in metrics.segments] == list(range(total_segments))
+    assert list(metrics.segments) == list(range(total_segments))
 
 
+def test_more_segments_than_workers_are_all_read(lab: Lab) -> None:
+    kept = Kept()
+    engine = Engine(lab.endpoint_url)
+    parallel_scan(engine.client(), engine.request(), 20, 3, open_output=kept)
+    assert contents(kept.items()) == contents(lab_items())
+
+
+# A page that is exactly full has a key even at the end of the table. Then an empty
+# page follows.
 @pytest.mark.parametrize(("limit", "pages"), [(300, 7), (1999, 2), (2000, 2)])
-def test_pages_end_by_limit(engine: Engine, limit: int, pages: int) -> None:
-    # A page that is exactly full carries a key, even at the table's end: an empty page follows.
-    found: list[Key] = []
-    assert sequential_scan(engine.scan(Limit=limit), found.extend).pages == pages
-    assert are_all(found)
+def test_page_size_decides_the_pages(engine: Engine, limit: int, pages: int) -> None:
+    metrics, items = read_all(engine, Limit=limit)
+    assert metrics.pages == pages
+    assert contents(items) == contents(lab_items())
 
 
-def test_pages_end_by_size_and_texts_are_as_they_came() -> None:
-    texts: list[str] = []
+def test_pages_end_at_one_megabyte() -> None:
     with serve(instant(20_000)) as large:
-        metrics = sequential_scan(Engine(large.endpoint_url).scan(list), texts.extend)
-    assert metrics.pages == math.ceil(sum(map(item_size, lab_items(20_000))) / 2**20) == 4
-    assert ",".join(texts) == items_text(20_000)
+        metrics, items = read_all(Engine(large.endpoint_url))
+    assert metrics.pages == math.ceil(sum(map(item_size, items)) / 2**20) == 4
+    assert contents(items) == contents(lab_items(20_000))
 
 
-def test_an_empty_table_is_no_error() -> None:
+def test_empty_page_is_not_the_end(real: Engine) -> None:
+    # The filter keeps one player of 80, so most of the pages are empty.
+    last_player = lab_items()[-1]["player_id"]
+    metrics, items = read_all(
+        real,
+        FilterExpression="player_id = :last",
+        ExpressionAttributeValues={":last": last_player},
+        Limit=100,
+    )
+    assert len(items) == metrics.items == 25
+    assert metrics.scanned == ITEMS
+    assert metrics.pages == 21
+
+
+def test_empty_table_is_no_error() -> None:
     with serve(instant(0)) as empty:
-        scan = Engine(empty.endpoint_url).scan()
-        for metrics in (sequential_scan(scan), parallel_scan(scan, 3)):
-            assert metrics.complete
-            assert metrics.items == 0
-            assert metrics.consumed_rcu == 0
+        engine = Engine(empty.endpoint_url)
+        sequential = sequential_scan(engine.client(), engine.request())
+        parallel = parallel_scan(engine.client(), engine.request(), 3)
+    for metrics in (sequential, parallel):
+        assert metrics.complete
+        assert metrics.items == 0
+        assert metrics.consumed_rcu == 0
 
 
-def test_shares_of_the_segments_make_up_the_table(
-    lab: Lab, metrics_of: MetricsOf, tmp_path: Path
-) -> None:
-    lines: list[str] = []
-    for share, segments in {"0-2": [0, 1, 2], "3-3": [3], "4-6": [4, 5, 6]}.items():
-        flags = ("--total-segments", "7", "--segments", share, "--save", str(tmp_path / "items"))
-        metrics = metrics_of("parallel_scan", *flags, at=lab)
-        assert [each["segment"] for each in metrics["segments"]] == segments
-        lines += (tmp_path / "items").read_text(encoding="utf-8").splitlines()
-    assert are_all([key(json.loads(line)["Item"]) for line in lines])
+def test_empty_last_evaluated_key_is_the_end(canned: Canned) -> None:
+    # "When LastEvaluatedKey is empty": so the API reference words it.
+    canned.answer('{"Items":[],"Count":0,"ScannedCount":0,"LastEvaluatedKey":{}}')
+    engine = Engine(canned.endpoint_url)
+    assert sequential_scan(engine.client(), engine.request()).pages == 1
 
 
-def test_segment_0_is_sent_and_a_sequential_scan_has_none(lab: Lab) -> None:
+def test_segment_0_is_sent_like_any_other(lab: Lab) -> None:
     before = len(scans_of(lab))
-    sequential_scan(Engine(lab.endpoint_url).scan(Limit=1500))
-    parallel_scan(Engine(lab.endpoint_url).scan(Limit=1500), 1)
-    assert [line["segment"] for line in scans_of(lab)[before:]] == [None, None, 0, 0]
+    engine = Engine(lab.endpoint_url)
+    parallel_scan(engine.client(), engine.request(Limit=1500), 1)
+    sequential_scan(engine.client(), engine.request(Limit=1500))
+    sent = [entry["segment"] for entry in scans_of(lab)[before:]]
+    assert sent == [0, 0, None, None]
 
 
-def test_an_empty_page_in_the_middle_is_not_the_end(real: Engine) -> None:
-    last = {":last": lab_items()[-1]["player_id"]}
-    only: Json = {"FilterExpression": "player_id = :last", "ExpressionAttributeValues": last}
-    for select, found in (("ALL_ATTRIBUTES", 25), ("COUNT", 0)):
-        sizes: list[int] = []
-        metrics = sequential_scan(real.scan(len, Limit=100, Select=select, **only), sizes.append)
-        assert metrics.items == 25
-        assert metrics.pages == len(sizes) == 21
-        assert sum(sizes) == found
+def test_each_page_starts_after_the_last_key(canned: Canned) -> None:
+    keys = [{"B": {"B": "AP8="}}, {"n": {"N": "1e3"}, "s": {"S": 'é"\\'}}]
+    pages = [
+        json.dumps(
+            {"Items": [], "Count": 0, "ScannedCount": 9, "LastEvaluatedKey": key}
+        )
+        for key in keys
+    ]
+    canned.answer(*pages, EMPTY_PAGE)
+    engine = Engine(canned.endpoint_url)
+    sequential_scan(engine.client(), engine.request())
+    started = [request.get("ExclusiveStartKey") for request in canned.requests]
+    assert started == [None, *keys]
 
 
-def test_a_scan_does_not_change_and_may_be_run_again(lab: Lab) -> None:
-    scan = Engine(lab.endpoint_url).scan(Limit=150)
-    for field in dataclasses.fields(scan):
-        with pytest.raises(dataclasses.FrozenInstanceError):
-            setattr(scan, field.name, None)
-    for run in (sequential_scan, parallel_scan, sequential_scan, parallel_scan):
-        before = len(scans_of(lab))
-        found: list[Key] = []
-        metrics = run(scan, collect=found.extend)
-        assert are_all(found)
-        assert_as_logged(dataclasses.asdict(metrics), scans_of(lab)[before:])
-    assert scan.request == {"TableName": "GameLeaderboard", "Limit": 150}
-
-
-# --- Workers, and connections
-
-
-def test_as_many_segments_are_read_at_a_time_as_there_are_workers(lab: Lab) -> None:
-    together = threading.Barrier(3, timeout=10)
-    threads: set[int] = set()
-
-    def meet(_: list[str]) -> None:
-        threads.add(threading.get_ident())
-        together.wait()
-
-    metrics = parallel_scan(Engine(lab.endpoint_url).scan(meet), 12, workers=3)
-    assert metrics.workers == len(threads) == 3
-    assert metrics.pages == 12
-
-
-def test_a_free_worker_takes_the_next_segment(lab: Lab) -> None:
-    numbers = itertools.count(1)
-    others_are_read = threading.Event()
-    in_time: list[bool] = []
-
-    def hold_up_the_first(_: list[str]) -> None:
-        number = next(numbers)
-        if number == 12:
-            others_are_read.set()
-        if number == 1:
-            in_time.append(others_are_read.wait(10))
-
-    parallel_scan(Engine(lab.endpoint_url).scan(hold_up_the_first), 12, workers=2)
-    assert in_time == [True]
-
-
-def test_reading_goes_on_within_a_bound_while_pages_wait_to_be_collected(lab: Lab) -> None:
-    # One is being collected, twice as many as workers wait, and each worker has one in hand.
-    bound = 1 + 2 * 2 + 2
-    before = len(scans_of(lab))
-    read: list[int] = []
-
-    def hold_up_the_first(_: object) -> None:
-        deadline = time.monotonic() + 10
-        while not read and len(scans_of(lab)) < before + bound and time.monotonic() < deadline:
-            time.sleep(0.01)
-        time.sleep(0 if read else 0.2)  # for more than the bound
-        read.append(len(scans_of(lab)) - before)
-
-    scan = Engine(lab.endpoint_url).scan(Limit=40)
-    assert parallel_scan(scan, 2, workers=2, collect=hold_up_the_first).items == ITEMS
-    assert read[0] == bound
-
-
-def test_connections_are_opened_together_before_the_scan_and_kept_for_the_next(
-    canned: Canned, monkeypatch: pytest.MonkeyPatch, anew: Callable[[], None]
-) -> None:
-    scan = canned.answer(EMPTY_PAGE).scan()
-    anew()
-    canned.connections.clear()
-    monkeypatch.setattr(canned, "describing", threading.Barrier(3, timeout=10).wait)
-    for _ in range(2):
-        parallel_scan(scan, 9, workers=3)
-    assert canned.operations == (["DescribeTable"] * 3 + ["Scan"] * 9) * 2
-    assert len(canned.connections) == 3
-
-
-@pytest.mark.parametrize(
-    ("flags", "workers"),
-    [("--total-segments 70", 64), ("--total-segments 70 --workers 66", 66), ("", 4)],
+@given(
+    sizes=st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=5), min_size=1),
+    workers=st.integers(1, 8),
 )
-def test_without_workers_there_are_as_many_as_segments_but_64_at_most(
-    lab: Lab, metrics_of: MetricsOf, flags: str, workers: int
-) -> None:
-    assert metrics_of("parallel_scan", *flags.split(), at=lab)["workers"] == workers
+@settings(max_examples=40, deadline=None, derandomize=True)
+def test_any_layout_of_pages_comes_whole(sizes: list[list[int]], workers: int) -> None:
+    """`sizes` are the numbers of items of each page, for each segment."""
+
+    class Table:
+        """A client whose segments have these pages."""
+
+        def scan(self, **request: Any) -> Any:
+            pages = sizes[request["Segment"]]
+            number = request.get("ExclusiveStartKey", {"page": 0})["page"]
+            name = f"{request['Segment']}.{number}"
+            page: dict[str, Any] = {
+                "Items": [f"{name}.{item}" for item in range(pages[number])],
+                "Count": pages[number],
+                "ScannedCount": pages[number],
+                "ConsumedCapacity": {"CapacityUnits": 0.5},
+            }
+            if number + 1 < len(pages):
+                page["LastEvaluatedKey"] = {"page": number + 1}
+            return page
+
+    kept = Kept()
+    metrics = parallel_scan(Table(), {}, len(sizes), workers, open_output=kept)
+    for segment, pages in enumerate(sizes):
+        expected = [
+            f"{segment}.{number}.{item}"
+            for number, size in enumerate(pages)
+            for item in range(size)
+        ]
+        assert kept.texts[segment] == expected
+        assert metrics.segments[segment].pages == len(pages)
+    assert metrics.items == sum(map(sum, sizes))
+    assert metrics.consumed_rcu == sum(map(len, sizes)) / 2
 
 
-# --- What time it takes
+# --- Metrics
 
 
-def test_a_segments_time_has_its_waits_in_it_and_being_refused_is_waiting() -> None:
-    segment = SegmentMetrics()
-    segment.add_page(Page(throttled_requests=1, seconds=0.1), 0.5)
-    segment.add_page(Page(pages=1, seconds=0.5), 1.0)  # there at 1.5
-    segment.add_page(Page(throttled_requests=1, seconds=0.1), 1.75)
-    segment.add_page(Page(pages=1, seconds=0.5), 2.5)  # there at 3.0
-    segment.add_page(Page(pages=1, seconds=0.5), 3.0)
-    assert segment.waits == [(0.5, 1.0), (1.5, 2.5)]
-    assert segment.started == 0.5
-    assert segment.seconds == 3.0
-    assert segment.pages == 3
-
-
-def test_connecting_is_measured_apart(canned: Canned, monkeypatch: pytest.MonkeyPatch) -> None:
-    def burn() -> None:
-        end = time.process_time() + 0.2
-        while time.process_time() < end:
-            pass
-
-    scan = canned.answer(EMPTY_PAGE).scan()
-    monkeypatch.setattr(canned, "describing", burn)
-    for metrics in (sequential_scan(scan), parallel_scan(scan, 2)):
-        assert metrics.connect_seconds > 0.2
-        assert metrics.seconds < metrics.connect_seconds
-        assert 0 < metrics.cpu_seconds < 0.2
-
-
-def test_what_the_server_refused_for_a_time_is_a_wait() -> None:
-    with serve(instant(400, read_capacity=10, burst_seconds=0.1)) as lab:
-        metrics = sequential_scan(Engine(lab.endpoint_url).scan(Limit=201))
-    (segment,) = metrics.segments
-    waited = sum(end - start for start, end in segment.waits)
-    first, second = [line["time"] for line in scans_of(lab) if line["outcome"] == "ok"]
-    assert second - first > 0.2
-    # The second page was asked for before it was served, after the first one had been.
-    assert 0.1 < waited < second - first
-    assert waited < segment.seconds <= metrics.seconds
-
-
-# --- What it costs
-
-
-def test_2000_items_cost_50_rcu_and_twice_that_if_consistent(lab: Lab) -> None:
-    # By hand: 406,706 bytes are 99.3 units of 4 KB, so 100 of them, at half an RCU each.
-    assert math.ceil(sum(map(item_size, lab_items())) / 4096) == 100
-    assert sequential_scan(Engine(lab.endpoint_url).scan()).consumed_rcu == 50
-    assert sequential_scan(Engine(lab.endpoint_url).scan(ConsistentRead=True)).consumed_rcu == 100
-
-
-def test_each_segments_cost_is_rounded_up_on_its_own(engine: Engine) -> None:
-    metrics = parallel_scan(engine.scan(), 4)
-    assert metrics.consumed_rcu == sum(each.consumed_rcu or 0 for each in metrics.segments) == 51
-
-
-@pytest.mark.parametrize("flags", [(), ("--page-size", "70"), ("--select", "COUNT")])
 @pytest.mark.parametrize("script", ["sequential_scan", "parallel_scan"])
-def test_metrics_are_the_servers(
-    lab: Lab, metrics_of: MetricsOf, script: str, flags: tuple[str, ...]
+def test_json_agrees_with_the_servers_log(
+    lab: Lab, invoke: Invoke, script: str
 ) -> None:
-    before = len(lab.requests)
-    metrics = metrics_of(script, *flags, at=lab)
-    requests = lab.requests[before:]
-    log = [line for line in requests if line["operation"] == "Scan"]
+    before = len(scans_of(lab))
+    ended = invoke(script, "--page-size", "300", "--output", "json", at=lab)
+    metrics = json.loads(ended.stdout)
+    log = scans_of(lab)[before:]
+    assert ended.returncode == 0
     assert_as_logged(metrics, log)
-    for each in metrics["segments"] if script == "parallel_scan" else []:
-        assert_as_logged(each, [line for line in log if line["segment"] == each["segment"]])
-        assert 0 <= each["started"] <= each["started"] + each["seconds"] <= metrics["seconds"]
-    assert {line["rcu"] for line in requests if line["operation"] != "Scan"} == {0}
+    assert metrics["complete"]
+    assert metrics["table_name"] == "GameLeaderboard"
+    assert metrics["items_per_second"] == pytest.approx(ITEMS / metrics["seconds"])
+    for segment in metrics["segments"]:
+        number = segment["segment"] if script == "parallel_scan" else None
+        assert_as_logged(segment, [e for e in log if e["segment"] == number])
+        assert 0 <= segment["started"] <= metrics["seconds"]
+        assert segment["started"] + segment["seconds"] <= metrics["seconds"]
 
 
-def test_a_refused_request_is_counted_and_sent_again() -> None:
-    found: list[Key] = []
-    faults = {1: "500", 2: "throttle", 3: "throttle"}
-    with serve(instant(ITEMS, script=lambda ordinal, _: faults.get(ordinal))) as flaky:
-        metrics = sequential_scan(Engine(flaky.endpoint_url).scan(Limit=700), found.extend)
-    assert are_all(found)
-    assert_as_logged(dataclasses.asdict(metrics), scans_of(flaky))
+def test_json_has_the_documented_names(lab: Lab, invoke: Invoke) -> None:
+    ended = invoke("parallel_scan", "--workers", "2", "--output", "json", at=lab)
+    metrics = json.loads(ended.stdout)
+    assert list(metrics) == [
+        "mode",
+        "table_name",
+        "total_segments",
+        "workers",
+        "complete",
+        "seconds",
+        "cpu_seconds",
+        "items",
+        "scanned",
+        "pages",
+        "consumed_rcu",
+        "throttled_requests",
+        "retried_requests",
+        "items_per_second",
+        "segments",
+    ]
+    assert (metrics["mode"], metrics["total_segments"]) == ("parallel", 4)
+    assert metrics["workers"] == 2
 
 
-def test_capacity_that_one_page_does_not_report_is_not_zero(
-    canned: Canned, metrics_of: MetricsOf
+def test_table_shows_the_labs_metrics(lab: Lab, invoke: Invoke) -> None:
+    output = invoke("sequential_scan", at=lab).stdout
+    rows = dict(line.split("  ", 1) for line in output.splitlines()[1:-1])
+    assert list(rows) == [
+        "Total execution time",
+        "Items processed",
+        "Items per second",
+        "Consumed RCU",
+        "Pages",
+        "CPU time",
+    ]
+    assert rows["Items processed"].strip() == "2,000"
+    assert rows["Consumed RCU"].strip() == "50.0"
+
+
+# By hand: 2,000 items are 406,706 bytes, so 100 times 4 KB, at half an RCU each.
+@pytest.mark.parametrize(
+    ("request_", "segments", "rcu"),
+    [({}, 1, 50.0), ({"ConsistentRead": True}, 1, 100.0), ({}, 4, 51.0)],
+)
+def test_consumed_capacity_by_hand(
+    lab: Lab, request_: dict[str, Any], segments: int, rcu: float
 ) -> None:
-    more = '"LastEvaluatedKey": {"k": {"S": "1"}}, "ConsumedCapacity": {"CapacityUnits": 1.5}'
-    nothing = '"Items": [], "Count": 0, "ScannedCount": 0'
-    engine = canned.answer(f"{{{nothing}, {more}}}", f"{{{nothing}}}")
-    metrics = metrics_of("sequential_scan", at=engine)
-    assert metrics["pages"] == 2
-    assert metrics["consumed_rcu"] is None
-    assert metrics["segments"][0]["consumed_rcu"] is None
-    assert sequential_scan(engine.scan()).rows()["Consumed RCU"] == "n/a"
-    canned.answer(f"{{{nothing}}}")
-    with pytest.raises(ScanError, match="needs an endpoint that reports consumed capacity"):
-        sequential_scan(dataclasses.replace(engine.scan(), pace=Pace(500)))
+    engine = Engine(lab.endpoint_url)
+    metrics = parallel_scan(engine.client(), engine.request(**request_), segments)
+    assert metrics.consumed_rcu == rcu
 
 
-# --- What can be asked for, on a real engine
+def test_capacity_is_unknown_if_one_page_is_silent(canned: Canned) -> None:
+    told = (
+        '{"Items":[],"Count":0,"ScannedCount":1,"LastEvaluatedKey":{"a":{"S":"b"}},'
+        '"ConsumedCapacity":{"TableName":"T","CapacityUnits":0.5}}'
+    )
+    canned.answer(told, EMPTY_PAGE)
+    engine = Engine(canned.endpoint_url)
+    metrics = sequential_scan(engine.client(), engine.request())
+    assert metrics.pages == 2
+    assert metrics.consumed_rcu is None
 
 
-def test_a_filter_keeps_what_matches_and_costs_the_same(
-    real: Engine, metrics_of: MetricsOf
-) -> None:
-    squad = ("--filter-expression", "game_mode = :mode",
-             "--expression-attribute-values", '{":mode": {"S": "squad"}}')  # fmt: skip
-    for script, rcu in (("sequential_scan", 50), ("parallel_scan", 51)):
-        metrics = metrics_of(script, *squad, at=real)
-        assert metrics["items"] == sum(item["game_mode"]["S"] == "squad" for item in lab_items())
-        assert metrics["scanned"] == ITEMS
-        assert metrics["consumed_rcu"] == rcu
+def test_unknown_capacity_is_shown_as_such(invoke: Invoke) -> None:
+    with serve(instant(100, report_capacity=False)) as lab:
+        for script in ("sequential_scan", "parallel_scan"):
+            assert "Consumed RCU          n/a\n" in invoke(script, at=lab).stdout
 
 
-def test_a_projection_brings_only_what_it_names(real: Engine) -> None:
-    names = {"#id": "player_id"}
-    found: list[str] = []
-    scan = real.scan(list, ProjectionExpression="#id, score", ExpressionAttributeNames=names)
-    sequential_scan(scan, found.extend)
-    assert len(found) == ITEMS
-    assert all(json.loads(text).keys() == {"player_id", "score"} for text in found)
+def test_counting_sends_no_items_and_costs_the_same(lab: Lab) -> None:
+    engine = Engine(lab.endpoint_url)
+    metrics, items = Metrics(), []
+    for page in scan_pages(engine.client(), engine.request(Select="COUNT"), metrics):
+        items += page.get("Items", [])
+    assert metrics.items == ITEMS
+    assert metrics.consumed_rcu == 50.0
+    assert items == []
 
 
-def test_an_index_is_scanned_instead_of_its_table(real: Engine, metrics_of: MetricsOf) -> None:
-    of_index = metrics_of("sequential_scan", "--index-name", "game-mode-index", at=real)
-    assert of_index["items"] == ITEMS
-    found: list[Key] = []
-    parallel_scan(real.scan(IndexName="game-mode-index", Limit=300), 3, collect=found.extend)
-    assert are_all(found)
+def test_a_filter_costs_as_much_as_the_table(real: Engine, invoke: Invoke) -> None:
+    flags = [
+        "--filter-expression=#mode = :mode",
+        '--expression-attribute-names={"#mode": "game_mode"}',
+        '--expression-attribute-values={":mode": {"S": "duo"}}',
+        "--projection-expression=score",
+        "--output=json",
+    ]
+    metrics = json.loads(invoke("parallel_scan", *flags, at=real).stdout)
+    modes = Counter(item["game_mode"]["S"] for item in lab_items())
+    assert metrics["items"] == modes["duo"]
+    assert metrics["scanned"] == ITEMS
+    assert metrics["consumed_rcu"] == 51.0
 
 
-# --- Elsewhere
+def test_projection_sends_only_what_was_asked_for(real: Engine) -> None:
+    _, items = read_all(real, ProjectionExpression="score")
+    assert all(list(item) == ["score"] for item in items)
+    assert len(items) == ITEMS
 
 
-@pytest.fixture(scope="module", params=["processes", "dask"])
-def executor(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Executor]:
-    """Two worker processes."""
-    if request.param == "processes":
-        with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
-            yield pool
-    else:
-        dask_of = importlib.import_module("distributed")  # a second's worth: not in every process
-        folder = str(tmp_path_factory.mktemp("dask"))
-        at = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": ":0"}
-        at["local_directory"] = folder
-        with dask_of.LocalCluster(**at) as cluster, dask_of.Client(cluster) as dask:
-            yield dask.get_executor(pure=False)
+def test_an_index_can_be_scanned(real: Engine, invoke: Invoke) -> None:
+    flags = ("--index-name", "game-mode-index", "--output", "json")
+    metrics = json.loads(invoke("sequential_scan", *flags, at=real).stdout)
+    assert metrics["items"] == ITEMS
 
 
-def keys_and_process(texts: list[str]) -> tuple[list[Key], int]:
-    """An each_page: what it is given, and where it is called."""
-    return keys(texts), os.getpid()
+# --- Workers
 
 
-def test_pages_fetched_elsewhere_are_counted_as_the_server_does(executor: Executor) -> None:
-    results: list[tuple[list[Key], int]] = []
-    with serve(instant(ITEMS, fault_rate=0.2, seed=5)) as flaky:
-        scan = Engine(flaky.endpoint_url).scan(keys_and_process, executor, Limit=100)
-        metrics = parallel_scan(scan, 6, collect=results.append)
-        log = scans_of(flaky)
-    assert are_all([each for found, _ in results for each in found])
-    assert os.getpid() not in {process for _, process in results}
-    assert_as_logged(dataclasses.asdict(metrics), log)
-    for each in metrics.segments:
-        of_segment = [line for line in log if line["segment"] == each.segment]
-        assert_as_logged(dataclasses.asdict(each), of_segment)
-    assert metrics.throttled_requests > 0
-    assert metrics.retried_requests > 0
+def test_first_error_ends_the_scan_and_names_its_segment(lab: Lab) -> None:
+    engine = Engine(lab.endpoint_url)
+    request = engine.request(FilterExpression="score > :min")
+    with pytest.raises(SegmentError, match=r"segment \d: .*FilterExpression") as raised:
+        parallel_scan(engine.client(), request, 3)
+    assert isinstance(raised.value.__cause__, ClientError)
 
 
-FORK = """
-import os
-from common import Connection
+class Failing(Output):
+    """Takes pages, and fails at the third one."""
 
-def client_id():
-    with Connection().client() as client:
-        return id(client)
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+        self.pages = 0
 
-of_parent = client_id()
-assert of_parent == client_id()
-child = os.fork()
-if child == 0:
-    os._exit(client_id() == of_parent)
-os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
+    def write(self, page: Page) -> None:
+        self.pages += 1
+        if self.pages == 3:
+            raise self.error
 
 
-def test_a_forked_process_has_a_client_of_its_own() -> None:
-    env = environment("http://127.0.0.1:9", PYTHONPATH=str(BUNDLE))
-    subprocess.run([sys.executable, "-c", FORK], env=env, check=True)
+@pytest.mark.parametrize("error", [KeyError("a bug"), MemoryError(), SystemExit(3)])
+def test_mistake_in_a_worker_is_raised_as_it_is(lab: Lab, error: BaseException) -> None:
+    def open_output(segment: int) -> Output:
+        return Failing(error) if segment == 2 else Output()
+
+    engine = Engine(lab.endpoint_url)
+    request = engine.request(Limit=20)
+    with pytest.raises(type(error)) as raised:
+        parallel_scan(engine.client(), request, open_output=open_output)
+    assert raised.value is error
 
 
-def test_errors_come_back_from_elsewhere(executor: Executor, lab: Lab, canned: Canned) -> None:
-    with pytest.raises(ScanError, match="does not answer as DynamoDB does"):
-        sequential_scan(canned.answer("{}").scan(executor=executor))
-    with pytest.raises(ClientError, match="ResourceNotFoundException"):
-        parallel_scan(Engine(lab.endpoint_url, "Missing").scan(executor=executor))
+def test_other_workers_stop_when_one_fails() -> None:
+    # Each segment has a hundred pages of 20 ms. Segment 1 fails at its third one.
+    with serve(instant(2000, latency_ms=20)) as lab:
+        engine = Engine(lab.endpoint_url)
+        with pytest.raises(SegmentError, match="segment 1: disk full"):
+            parallel_scan(
+                engine.client(),
+                engine.request(Limit=5),
+                open_output=lambda segment: (
+                    Failing(OSError("disk full")) if segment == 1 else Output()
+                ),
+            )
+        assert len(scans_of(lab)) < 100
+
+
+def test_scan_segment_reads_one_segment(real: Engine) -> None:
+    found = 0
+    for segment in range(3):
+        metrics = Metrics()
+        pages = scan_segment(real.client(), real.request(), segment, 3, metrics)
+        items = sum(len(page["Items"]) for page in pages)
+        assert items == metrics.items > 0
+        found += items
+    assert found == ITEMS
+
+
+def test_the_callers_request_stays_as_it_was(lab: Lab) -> None:
+    engine = Engine(lab.endpoint_url)
+    request = engine.request(Limit=500)
+    sequential_scan(engine.client(), request)
+    parallel_scan(engine.client(), request)
+    assert request == {"TableName": "GameLeaderboard", "Limit": 500}
+
+
+def test_plain_client_returns_what_boto3_returns(lab: Lab) -> None:
+    engine = Engine(lab.endpoint_url)
+    client = common.connect(endpoint_url=lab.endpoint_url, plain=True)
+    (page,) = scan_pages(client, engine.request(), Metrics())
+    assert contents(page["Items"]) == contents(lab_items())
+
+
+def test_shares_of_the_segments_make_up_the_table(lab: Lab, invoke: Invoke) -> None:
+    items = 0
+    for share, segments in {"0-2": [0, 1, 2], "3-3": [3], "4-6": [4, 5, 6]}.items():
+        flags = f"--total-segments 7 --segments {share} --output json"
+        metrics = json.loads(invoke("parallel_scan", *flags.split(), at=lab).stdout)
+        assert [each["segment"] for each in metrics["segments"]] == segments
+        items += metrics["items"]
+    assert items == ITEMS
+
+
+def test_counts_of_segments_add_up(lab: Lab) -> None:
+    engine = Engine(lab.endpoint_url)
+    before = len(scans_of(lab))
+    metrics = parallel_scan(engine.client(), engine.request(Limit=100), 5)
+    assert_as_logged(counts_of(metrics), scans_of(lab)[before:])

@@ -1,228 +1,228 @@
-"""Throttling: waited out page by page, ever longer, until no worker had a page for five minutes."""
+"""Throttled requests and lost answers: a page is asked for again, and counted once."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from itertools import groupby
+from typing import Any
 
 import pytest
-from canned import EMPTY_PAGE, Canned, refusal
+from botocore.exceptions import ClientError, SSLError
+from canned import EMPTY_PAGE, Canned, Reply, refusal
+from conftest import Invoke
 from engines import Engine
-from items import THROTTLE, instant, is_whole, outcomes
+from items import (
+    THROTTLE,
+    Kept,
+    assert_as_logged,
+    contents,
+    counts_of,
+    instant,
+    lab_items,
+    outcomes,
+    scans_of,
+)
 from local_dynamodb import serve
-from running import Ended
 
 import common
-from common import Connection, Json, Pace, Page, Scan, ScanError, json_lines
+from common import Metrics, ScanError, scan_page
 from parallel_scan import parallel_scan
 from sequential_scan import sequential_scan
 
-MetricsOf = Callable[..., Json]
+REQUEST = {"TableName": "GameLeaderboard"}
 
 
-@pytest.mark.parametrize("workers", [1, 16])
-def test_a_throttled_scan_waits_and_goes_on_where_it_was(workers: int) -> None:
-    asked: dict[int, list[str]] = {number: [] for number in range(workers)}
-    lines: list[bytes] = []
+class Table:
+    """A client that gives these answers in turn: a page, or an error to raise."""
 
-    def note(ordinal: int, params: Json) -> None:
-        assert ordinal < 1000  # it must not go on for ever
-        asked[params["Segment"]].append(json.dumps(params.get("ExclusiveStartKey")))
+    def __init__(self, *answers: Any) -> None:
+        self.answers = list(answers)
 
-    model = instant(1000, read_capacity=30, burst_seconds=0.5, script=note)
-    with serve(model) as lab:
-        scan = Engine(lab.endpoint_url).scan(json_lines, Limit=50)
-        metrics = parallel_scan(scan, workers, workers, collect=lines.append)
-    assert metrics.complete
-    assert is_whole(b"".join(lines), 1000)
-    assert metrics.throttled_requests == outcomes(lab)[THROTTLE] > 0
-    assert metrics.pages == outcomes(lab)["ok"]
-    # Each place is asked for until it is admitted, and never again.
-    places = [[key for key, _ in groupby(keys)] for keys in asked.values()]
-    assert all(len(keys) == len(set(keys)) for keys in places)
-    assert sum(map(len, places)) == metrics.pages
-
-
-THROTTLES = [  # botocore's own list of them, as far as DynamoDB might answer a Scan with one
-    "ThrottlingException",
-    "ProvisionedThroughputExceededException",
-    "RequestLimitExceeded",
-    "Throttling",
-    "ThrottledException",
-    "RequestThrottled",
-    "TooManyRequestsException",
-    "LimitExceededException",
-    "BandwidthLimitExceeded",
-    "SlowDown",
-]
-
-
-@pytest.mark.parametrize("code", THROTTLES)
-def test_every_kind_of_throttling_is_waited_out(
-    canned: Canned, metrics_of: MetricsOf, code: str
-) -> None:
-    refused = refusal(code, "slow down")
-    engine = canned.answer(refused, refused, EMPTY_PAGE)
-    metrics = metrics_of("sequential_scan", at=engine)
-    assert (metrics["throttled_requests"], metrics["pages"]) == (2, 1)
-    assert metrics["complete"]
-
-
-@pytest.mark.parametrize("status", [400, 500, 503])
-def test_throttling_of_any_status_and_of_a_proxy_is_waited_out(
-    canned: Canned, metrics_of: MetricsOf, status: int
-) -> None:
-    named = status, b'{"__type": "ThrottlingException"}'
-    by_proxy = 429, b"{}"
-    metrics = metrics_of("parallel_scan", at=canned.answer(named, by_proxy, EMPTY_PAGE))
-    assert (metrics["throttled_requests"], metrics["retried_requests"]) == (2, 0)
-
-
-def test_what_was_lost_before_a_refusal_counts_as_retried() -> None:
-    faults = ["500", "truncated", "throttle"]
-    with serve(instant(20, script=lambda n, _: faults[n] if n < 3 else None)) as lab:
-        metrics = sequential_scan(Engine(lab.endpoint_url).scan())
-    assert metrics.retried_requests == 2
-    assert metrics.throttled_requests == 1
-
-
-# --- Patience
+    def scan(self, **_: Any) -> Any:
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
 
 class Clock:
-    """Time that passes only by sleeping."""
+    """Time that passes only in sleep()."""
 
     def __init__(self) -> None:
-        self.now = 0.0
+        self.now = 1000.0
         self.sleeps: list[float] = []
-
-    def __call__(self) -> float:
-        return self.now
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
         self.sleeps.append(seconds)
 
-
-REFUSED = Page(throttled_requests=1)
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
+    def perf_counter(self) -> float:
+        return self.now
 
 
 @pytest.fixture
-def refused(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Scan:
-    """A scan of which every request is refused, for as long as five minutes can take twice."""
-    left = iter([REFUSED] * 1000)
-    monkeypatch.setattr(common, "fetch", lambda *_: next(left))
-    return scan_by(clock)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Lets common.py wait by a clock of ours."""
+    clock = Clock()
+    monkeypatch.setattr(common, "time", clock)
+    return clock
 
 
-def scan_by(clock: Clock) -> Scan:
-    return Scan(Connection(), {"TableName": "T"}, Pace(clock=clock, sleep=clock.sleep))
+def error(code: str, status: int = 400) -> ClientError:
+    response: Any = {
+        "Error": {"Code": code, "Message": ""},
+        "ResponseMetadata": {"HTTPStatusCode": status},
+    }
+    return ClientError(response, "Scan")
 
 
-def test_patience_ends_after_five_minutes_without_a_page(clock: Clock, refused: Scan) -> None:
-    with pytest.raises(ScanError, match=r"throttled for five minutes, in which no worker got"):
-        list(refused.pages())
-    assert 300 < clock.now <= 305
+PAGE = json.loads(EMPTY_PAGE)
+REFUSED = error(THROTTLE)
+LOST = error("InternalServerError", 500)
 
 
-def test_a_refusal_that_ends_the_patience_is_the_last_request(
-    clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked_at: list[float] = []
-
-    def refuse(*_: object) -> Page:
-        asked_at.append(clock.now)
-        return REFUSED
-
-    monkeypatch.setattr(common, "fetch", refuse)
-    with pytest.raises(ScanError):
-        list(scan_by(clock).pages())
-    assert asked_at[-1] == clock.now
+# --- Against the server's log
 
 
-def test_any_page_renews_the_patience(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    # A page each 250 seconds and more, to either of two workers in turn; then none any more.
-    came_at = [0.0]
-
-    def fetch(*_: object) -> Page:
-        if clock.now - came_at[-1] < 250 or len(came_at) > 4:
-            return REFUSED
-        came_at.append(clock.now)
-        return Page(pages=1, last_evaluated_key="there is always more")
-
-    monkeypatch.setattr(common, "fetch", fetch)
-    scan = scan_by(clock)
-    workers = [scan.pages(Segment=0), scan.pages(Segment=1)]
-    with pytest.raises(ScanError, match="throttled for five minutes"):
-        while True:
-            for worker in workers:
-                next(worker)
-    assert came_at[-1] >= 4 * 250
-    assert 300 < clock.now - came_at[-1] <= 310
+@pytest.mark.parametrize("workers", [1, 16])
+def test_throttled_scan_is_whole_and_as_logged(workers: int, no_delay: None) -> None:
+    kept = Kept()
+    model = instant(1000, read_capacity=30, burst_seconds=0.5)
+    with serve(model) as lab:
+        engine = Engine(lab.endpoint_url)
+        metrics = parallel_scan(
+            engine.client(), engine.request(Limit=50), workers, open_output=kept
+        )
+    assert metrics.complete
+    assert metrics.throttled_requests > 0
+    assert contents(kept.items()) == contents(lab_items(1000))
+    assert_as_logged(counts_of(metrics), scans_of(lab))
+    for segment, of_segment in metrics.segments.items():
+        log = [entry for entry in scans_of(lab) if entry["segment"] == segment]
+        assert_as_logged(counts_of(of_segment), log)
 
 
-def test_patience_is_whole_again_when_the_scan_is_run_again(clock: Clock, refused: Scan) -> None:
-    for run_number in (1, 2):
-        with pytest.raises(ScanError):
-            list(refused.pages())
-        assert 300 * run_number < clock.now <= 305 * run_number
+@pytest.mark.parametrize("fault", ["500", "reset", "truncated", "bad-crc"])
+def test_lost_answer_is_requested_again(fault: str, no_delay: None) -> None:
+    kept = Kept()
+    # Each third request meets the fault.
+    model = instant(500, script=lambda ordinal, _: fault if ordinal % 3 == 1 else None)
+    with serve(model) as lab:
+        engine = Engine(lab.endpoint_url)
+        metrics = parallel_scan(
+            engine.client(), engine.request(Limit=50), 3, open_output=kept
+        )
+    assert metrics.retried_requests == outcomes(lab)[fault] > 3
+    assert contents(kept.items()) == contents(lab_items(500))
+    assert_as_logged(counts_of(metrics), scans_of(lab))
 
 
-def test_waiting_grows_up_to_five_seconds_with_jitter(clock: Clock) -> None:
-    pace = scan_by(clock).pace
-    for refusals in range(1, 20):
-        pace.back_off(refusals)
-    for refusals, seconds in enumerate(clock.sleeps, 1):
-        assert 0.5 <= seconds / min(5, 0.05 * 2**refusals) <= 1
-    assert len(set(clock.sleeps)) == len(clock.sleeps)
+def test_throttles_and_losses_are_counted_apart(no_delay: None) -> None:
+    faults = ["500", "throttle", "truncated", "throttle"]
+    model = instant(20, script=lambda n, _: faults[n] if n < len(faults) else None)
+    with serve(model) as lab:
+        engine = Engine(lab.endpoint_url)
+        metrics = sequential_scan(engine.client(), engine.request())
+    assert metrics.throttled_requests == 2
+    assert metrics.retried_requests == 2
+    assert metrics.pages == 1
 
 
-def test_waiting_is_short_again_after_a_page(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    pages = [*[REFUSED] * 6, Page(pages=1, last_evaluated_key="next"), REFUSED, Page(pages=1)]
-    left = iter(pages)
-    monkeypatch.setattr(common, "fetch", lambda *_: next(left))
-    assert list(scan_by(clock).pages()) == pages
-    assert max(clock.sleeps) > 1
-    assert clock.sleeps[-1] <= 0.1
+# --- What is throttled, and what is lost
 
 
-# --- What is said of it
-
-
-@pytest.fixture
-def _by_the_clock(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A script's waits take no time."""
-    monkeypatch.setattr(common, "Pace", lambda _: Pace(clock=clock, sleep=clock.sleep))
-
-
-@pytest.mark.usefixtures("_by_the_clock")
 @pytest.mark.parametrize(
-    ("script", "described"), [("sequential_scan", 1), ("parallel_scan", 4), ("compare", 2)]
+    "answer",
+    [
+        refusal("ProvisionedThroughputExceededException"),
+        refusal("ThrottlingException"),
+        refusal("RequestLimitExceeded"),
+        refusal("ThrottlingException", status=503),
+        Reply("{}", 429),
+    ],
+    ids=lambda answer: f"{answer.status} {answer.body!r}"[:60],
 )
-def test_the_error_says_how_long_and_what_to_do_and_asks_nothing_more(
-    canned: Canned, invoke: Callable[..., Ended], script: str, described: int
+def test_every_kind_of_throttling_is_waited_out(
+    canned: Canned, no_delay: None, answer: Reply
 ) -> None:
-    at = canned.answer(refusal(THROTTLE), table='{"Table": {}}')
-    ended = invoke(script, at=at)
+    canned.answer(answer, answer, EMPTY_PAGE)
+    engine = Engine(canned.endpoint_url)
+    metrics = sequential_scan(engine.client(), engine.request())
+    assert (metrics.throttled_requests, metrics.retried_requests) == (2, 0)
+    assert metrics.complete
+
+
+@pytest.mark.parametrize("code", ["ValidationException", "AccessDeniedException"])
+def test_other_errors_are_raised_at_once(canned: Canned, code: str) -> None:
+    canned.answer(refusal(code))
+    engine = Engine(canned.endpoint_url)
+    with pytest.raises(ClientError, match=code):
+        sequential_scan(engine.client(), engine.request())
+    assert len(canned.requests) == 1
+
+
+def test_a_wrong_certificate_is_raised_at_once(clock: Clock) -> None:
+    table = Table(SSLError(endpoint_url="https://x", error=OSError("no certificate")))
+    with pytest.raises(SSLError):
+        scan_page(table, REQUEST, Metrics())
+    assert clock.sleeps == []
+
+
+def test_eighth_lost_answer_is_the_error(clock: Clock) -> None:
+    metrics = Metrics()
+    assert scan_page(Table(*[LOST] * 7, PAGE), REQUEST, metrics) == PAGE
+    assert metrics.retried_requests == 7
+    with pytest.raises(ClientError, match="InternalServerError"):
+        scan_page(Table(*[LOST] * 8), REQUEST, Metrics())
+
+
+def test_losses_of_another_page_do_not_count(clock: Clock) -> None:
+    metrics = Metrics()
+    for _ in range(3):
+        scan_page(Table(*[LOST] * 7, PAGE), REQUEST, metrics)
+    assert metrics.retried_requests == 21
+
+
+# --- Waiting
+
+
+def test_delays_grow_to_five_seconds_at_random(clock: Clock) -> None:
+    scan_page(Table(*[REFUSED] * 20, PAGE), REQUEST, Metrics())
+    for number, seconds in enumerate(clock.sleeps):
+        assert 0.5 <= seconds / min(5.0, 0.05 * 2**number) <= 1
+    assert len(set(clock.sleeps)) == 20
+
+
+def test_waiting_ends_after_half_an_hour(clock: Clock) -> None:
+    with pytest.raises(ScanError, match="throttled a page for half an hour") as raised:
+        scan_page(Table(*[REFUSED] * 2000), REQUEST, Metrics())
+    assert 1800 < clock.now - 1000 < 1810
+    assert "--max-rcu" in raised.value.hint
+
+
+def test_each_page_has_its_own_half_hour(clock: Clock) -> None:
+    for _ in range(3):
+        scan_page(Table(*[REFUSED] * 300, PAGE), REQUEST, Metrics())
+    assert clock.now - 1000 > 1800
+
+
+def test_waits_are_those_while_throttled(clock: Clock) -> None:
+    metrics = Metrics()
+    scan_page(Table(REFUSED, LOST, REFUSED, PAGE), REQUEST, metrics)
+    first, lost, second = clock.sleeps
+    (start, end), (next_start, next_end) = metrics.waits
+    assert start == 1000.0
+    assert end - start == pytest.approx(first)
+    assert next_start - end == pytest.approx(lost)
+    assert next_end - next_start == pytest.approx(second)
+
+
+def test_error_names_the_segment_and_the_remedy(
+    canned: Canned, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(common, "PATIENCE", 0.0)
+    canned.answer(refusal(THROTTLE))
+    ended = invoke("parallel_scan", "--total-segments", "1", at=canned)
+    error_line, hint = ended.stderr.splitlines()
     assert ended.returncode == 1
-    assert ended.stderr.splitlines()[-2:] == [
-        "error: throttled for five minutes, in which no worker got a page",
-        "hint: raise the table's capacity, or read more slowly: --max-rcu",
-    ]
-    assert canned.operations.count("DescribeTable") == described  # before the scan, as always
-
-
-@pytest.mark.usefixtures("_by_the_clock")
-def test_a_throttled_scan_needs_no_permission_to_describe_the_table(
-    canned: Canned, invoke: Callable[..., Ended]
-) -> None:
-    at = canned.answer(refusal("ThrottlingException"), table=refusal("AccessDeniedException"))
-    ended = invoke("parallel_scan", at=at)
-    assert "throttled for five minutes" in ended.stderr
-    assert "denied" not in ended.stderr
+    assert error_line == "error: segment 0: DynamoDB throttled a page for half an hour"
+    assert hint.startswith("hint: raise the table's capacity")
