@@ -106,8 +106,7 @@ def scan_page(client: Client, request: Request, metrics: Metrics) -> Page:
         try:
             return request_page(client, request)
         except (BotoCoreError, ClientError) as error:
-            throttled = is_throttled(error)
-            if throttled:
+            if is_throttled(error):
                 metrics.throttled_requests += 1
                 if waited > PATIENCE:
                     raise ScanError(
@@ -115,24 +114,29 @@ def scan_page(client: Client, request: Request, metrics: Metrics) -> Page:
                         "raise the table's capacity, or read more slowly: "
                         "parallel_scan.py --max-rcu",
                     ) from error
+                started, ended = wait(delay)
+                metrics.waits.append((started, ended))
+                waited += ended - started
             elif is_lost(error):
                 metrics.retried_requests += 1
                 lost_answers += 1
                 if lost_answers == MAX_LOST_ANSWERS:
                     raise
+                wait(delay)
             else:
                 raise
+            delay = min(2 * delay, LONGEST_DELAY)
 
-        # The request was throttled, or its answer was lost. Wait, and send it again.
-        # The delay is random, so that workers who were throttled together do not all
-        # come back at the same moment.
-        wait_started = time.perf_counter()
-        time.sleep(delay * random.uniform(0.5, 1.0))
-        wait_ended = time.perf_counter()
-        delay = min(2 * delay, LONGEST_DELAY)
-        if throttled:
-            metrics.waits.append((wait_started, wait_ended))
-            waited += wait_ended - wait_started
+
+def wait(delay: float) -> tuple[float, float]:
+    """Sleep for about so many seconds. Return when that started, and when it ended.
+
+    The time is random, so that workers who were throttled together do not all send
+    their next request at the same moment.
+    """
+    started = time.perf_counter()
+    time.sleep(delay * random.uniform(0.5, 1.0))
+    return started, time.perf_counter()
 
 
 # What botocore's parser and `check_page` raise for an answer that is not DynamoDB's.
