@@ -352,11 +352,13 @@ def connect(
             "the endpoint or the region is not valid",
             "an endpoint looks like http://localhost:8000, a region like us-east-1",
         ) from error
-    # Credentials may expire during a long scan. So look at them before each request,
-    # and renew them if necessary.
-    client.meta.events.register(
-        "provide-client-params.dynamodb", lambda **_: load_credentials(session)
-    )
+    # Credentials may expire during a long scan. botocore looks at them twice for each
+    # request. Do so just before, so that a failure is about credentials, and not about
+    # the endpoint.
+    for event in ("provide-client-params", "before-sign"):
+        client.meta.events.register(
+            f"{event}.dynamodb", lambda **_: load_credentials(session)
+        )
     if not plain:
         client.meta.events.register("before-parse.dynamodb.Scan", take_items_out)
     return client
@@ -723,7 +725,6 @@ HINTS = {
     "InvalidRegionError": "a region looks like us-east-1",
     "NoCredentialsError": NO_ACCOUNT,
     "NoRegionError": NO_ACCOUNT,
-    "PartialCredentialsError": NO_ACCOUNT,
     "ProfileNotFound": "aws configure list-profiles shows your profiles",
     "ProxyConnectionError": CHECK_NETWORK,
     "ReadTimeoutError": CHECK_NETWORK,
@@ -769,6 +770,8 @@ def run_script(main: Callable[[], int]) -> int:
         return main_status(main)
     except KeyboardInterrupt:
         return INTERRUPTED
+    except OSError:
+        return FAILED  # the error itself could not be printed
     finally:
         # The program is about to end. First deal with a signal that is on its way,
         # then ignore signals: they would change the exit status.

@@ -380,7 +380,7 @@ def result_text(comparison: Comparison, table: Table, sentences: list[str]) -> s
         capacity = f"{table.read_capacity:,} RCU a second"
     facts = (
         f"{table.name}: about {table.item_count:,} items, "
-        f"{table.size_bytes / 1e6:,.1f} MB, {capacity}"
+        f"{table.size_bytes / 2**20:,.1f} MB, {capacity}"
     )
     parts = [wrap(facts)]
     if comparison.sequential.runs:
@@ -415,8 +415,8 @@ def column(way: Way, times_as_fast: float | None) -> dict[str, str]:
         rows["Fastest run"] = f"{way.by_time[0].seconds:.2f} s"
         rows["Slowest run"] = f"{way.by_time[-1].seconds:.2f} s"
     if times_as_fast is not None:
-        decimals = 1 if times_as_fast >= 1 else 2
-        rows["Times as fast"] = f"{times_as_fast:.{decimals}f}"
+        digits = ".1f" if times_as_fast >= 1 else ".2g"  # such as 2.7, or 0.0046
+        rows["Times as fast"] = f"{times_as_fast:{digits}}"
     return {**rows, **metrics}
 
 

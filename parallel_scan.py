@@ -267,7 +267,8 @@ class PacedClient:
     `Limit` is set so that a page costs about a second's worth.
 
     A throttled request costs nothing, so it moves `next_start` back. A lost answer
-    may have cost capacity, so nothing is moved back. What its items cost is not known.
+    may have cost capacity, so nothing is moved back. Its items may have been larger
+    than those before. So the next ones are expected to cost the most again.
 
     What you can rely on: on average, the table gives at most `max_rcu` a second. In
     any ten seconds it gives at most ten seconds' worth and one page. When items
@@ -309,7 +310,8 @@ class PacedClient:
             if is_throttled(error):
                 self.move_next_start(-expected_rcu)
             else:
-                self.item_rcu = None  # the items of a lost page may be larger
+                with self.lock:
+                    self.item_rcu = None  # the items of a lost page may be larger
             raise
         scanned = page["ScannedCount"]
         rcu = consumed_rcu(page)

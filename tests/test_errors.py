@@ -52,7 +52,7 @@ def in_shell(redirection: str, endpoint_url: str, *command: str, **env: str) -> 
     run_it = [sys.executable, f"{BUNDLE}/{script}.py", *flags]
     return subprocess.run(
         ["/bin/sh", "-c", f'exec "$@" {redirection}', "sh", *run_it],
-        env={**lab_environment(endpoint_url), **env},
+        env={**lab_environment(endpoint_url), "PYTHONUNBUFFERED": "", **env},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         encoding="utf-8",
@@ -114,7 +114,7 @@ def test_wrong_flags_send_no_request(
 def test_wrong_json_sends_no_request(
     invoke: Invoke, canned: Canned, flag: str, text: str, error: str
 ) -> None:
-    ended = invoke("sequential_scan", f"--expression-attribute-{flag}", text, at=canned)
+    ended = invoke("parallel_scan", f"--expression-attribute-{flag}", text, at=canned)
     assert_failed(ended, 2, error)
     assert canned.requests == []
 
@@ -164,7 +164,6 @@ def test_refused_connection(invoke: Invoke, script: str) -> None:
     ended = invoke(script, "--endpoint-url", REFUSED)
     error = 'Could not connect to the endpoint URL: "http://127.0.0.1:1/"'
     assert_failed(ended, 1, error, NETWORK)
-    assert "max retries" not in ended.stderr  # botocore's, which are switched off
 
 
 def test_refusing_proxy(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,8 +207,10 @@ COUNTS = '"Items": [{}], "Count": 1, "ScannedCount": 1'
 def test_server_that_is_no_dynamodb(invoke: Invoke, canned: Canned, body: str) -> None:
     canned.answer(body, table=Reply(body))
     error = f"{canned.endpoint_url} does not answer as DynamoDB does"
-    assert_failed(invoke("parallel_scan", at=canned), 1, error, NETWORK)
-    assert_failed(invoke("compare", at=canned), 1, error, NETWORK)
+    with_password = canned.endpoint_url.replace("//", f"//me:{SECRET}@")
+    for script in ("parallel_scan", "compare"):
+        ended = invoke(script, "--endpoint-url", with_password)
+        assert_failed(ended, 1, error, NETWORK)
 
 
 @pytest.mark.parametrize("status", [404, 503])
@@ -218,7 +219,7 @@ def test_error_page_of_a_web_server(
 ) -> None:
     canned.answer(Reply("<html>\nSorry\n</html>", status))
     ended = invoke("sequential_scan", at=canned)
-    assert_failed(ended, 1, f"({status}) when calling the Scan operation", NETWORK)
+    assert_failed(ended, 1, f"({status}) when calling the Scan operation: ", NETWORK)
 
 
 def test_same_key_twice_is_an_error(invoke: Invoke, canned: Canned) -> None:
