@@ -320,10 +320,9 @@ class PacedClient:
                 "--max-rcu needs an endpoint that reports consumed capacity",
                 "read small pages instead: --page-size 100",
             )
-        if scanned:
+        if scanned and rcu:
             with self.lock:
-                # At least 0.5: some endpoints say 0, and dividing by 0 is no Limit.
-                self.item_rcu = max(rcu, 0.5) / scanned
+                self.item_rcu = rcu / scanned
         self.move_next_start(rcu - expected_rcu)
         return page
 
