@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import importlib
 import os
 import signal
@@ -37,6 +38,11 @@ def pytest_configure(config: pytest.Config) -> None:
         alive = f"{shared.name}/alive"
         os.mkfifo(alive)
         os.open(alive, os.O_RDWR)
+
+
+def pytest_collection_finish() -> None:
+    """Keep Python's garbage collector from looking through all imports again."""
+    gc.freeze()
 
 
 def once(name: str, make: Callable[[], str]) -> str:
