@@ -94,8 +94,9 @@ def scan_page(client: Client, request: Request, metrics: Metrics) -> Page:
     """Get one page. Send the request again if it is throttled or its answer is lost.
 
     DynamoDB throttles a request when the table has no capacity left: it answers with
-    an error, and the request costs nothing. A lost answer did not arrive, or it
-    arrived damaged. The page may have cost capacity all the same.
+    an error, and the request costs nothing. An answer is lost if it does not arrive,
+    if it arrives damaged, or if DynamoDB itself failed. The page may have cost
+    capacity all the same.
 
     Any other error is raised at once.
     """
@@ -352,9 +353,9 @@ def connect(
             "the endpoint or the region is not valid",
             "an endpoint looks like http://localhost:8000, a region like us-east-1",
         ) from error
-    # Credentials may expire during a long scan. botocore looks at them twice for each
-    # request. Do so just before, so that a failure is about credentials, and not about
-    # the endpoint.
+    # Credentials may expire during a long scan. So botocore looks at them twice for
+    # each request. `load_credentials` looks a moment before botocore, so that a failure
+    # is reported as one of the credentials.
     for event in ("provide-client-params", "before-sign"):
         client.meta.events.register(
             f"{event}.dynamodb", lambda **_: load_credentials(session)
@@ -434,7 +435,8 @@ def take_items_out(
                             ^ start                                  ^ end
 
     The texts of the items go into `customized_response_dict`. botocore adds what is
-    in there to the page. It parses only the rest:
+    in there to the page. (What the decoder made of an item is thrown away.) botocore
+    parses only the rest:
 
         {"Count":2,"Items":[],"ScannedCount":2}
 
@@ -773,8 +775,9 @@ def run_script(main: Callable[[], int]) -> int:
     except OSError:
         return FAILED  # the error itself could not be printed
     finally:
-        # The program is about to end. First deal with a signal that is on its way,
-        # then ignore signals: they would change the exit status.
+        # The program is about to end. A signal that has come until now is handled
+        # during the first call. Later ones are ignored, because they would change the
+        # exit status.
         handle_signals(end_at_once)
         handle_signals(signal.SIG_IGN)
 
@@ -784,7 +787,7 @@ def main_status(main: Callable[[], int]) -> int:
     try:
         return main()
     except FAILURES as error:
-        # A SegmentError of parallel_scan.py was raised from the error of a worker.
+        # A SegmentError, for example, was raised from the error of a worker.
         cause = error.__cause__ or error
         if isinstance(cause, BrokenPipeError):
             return FAILED  # nobody reads the output any more: `| head`

@@ -103,9 +103,13 @@ class Way:
         """The run that stands for all of them. Of two in the middle, the faster."""
         return self.by_time[(len(self.runs) - 1) // 2]
 
+    @property
+    def throttled_requests(self) -> int:
+        return sum(run.throttled_requests for run in self.runs)
+
     def run(self, client: Client, request: Request, workers: int | None) -> Metrics:
         # Close the connections of the scan before, so that each scan has to open its
-        # own. (boto3 does that when it sends the next request.)
+        # own. (boto3 opens new ones for the next request.)
         client.close()
         if self.total_segments is None:
             return sequential_scan(client, request)
@@ -216,13 +220,13 @@ def different_items(comparison: Comparison) -> list[str]:
 
 
 def throttling(comparison: Comparison) -> list[str]:
-    """Which scans were throttled, and how often."""
-    throttled = [way for way in comparison.ways if way.median.throttled_requests]
+    """Which scans were throttled, and how often in all of their runs."""
+    throttled = [way for way in comparison.ways if way.throttled_requests]
     if not throttled:
         return []
     sentences = []
     for way in throttled:
-        often = times_text(way.median.throttled_requests)
+        often = times_text(way.throttled_requests)
         sentences.append(f"The {way.name} was throttled {often}.")
     sentences.append("The time of a throttled scan includes its waits.")
     if comparison.sequential in throttled:
@@ -278,9 +282,9 @@ def speed(comparison: Comparison) -> list[str]:
 
 def causes(comparison: Comparison, plain: bool) -> list[str]:
     """What kept the best parallel scan from being faster, as far as it was seen."""
-    best = comparison.best.median
-    if best.throttled_requests:
+    if comparison.best.throttled_requests:
         return []  # `throttling` has said it
+    best = comparison.best.median
     sentences = []
     # The CPU is the limit if it was busy for most of the time.
     if best.cpu_seconds > 0.7 * best.seconds:
@@ -324,7 +328,8 @@ def more_segments(comparison: Comparison) -> list[str]:
     step = speedup(last, before)
     if step is None:
         return []
-    # Twice as many segments are at best twice as fast. Half of that gain is enough.
+    # Twice as many segments are at best twice as fast. Half of that gain is enough:
+    # from 2 to 4 segments, 1.5 times as fast.
     largest_step = last.segment_count / before.segment_count
     if step - 1 < (largest_step - 1) / 2:
         return []
@@ -345,7 +350,8 @@ def cost(comparison: Comparison) -> list[str]:
         f"The {comparison.best.name} consumed {more_rcu:,.1f} RCU more than the "
         "sequential scan"
     )
-    # Rounding up to 4 KB adds less than half an RCU to a page.
+    # Rounding up to 4 KB adds less than half an RCU to a page. (A consistent read may
+    # add twice as much. Then no reason is given.)
     if more_rcu <= best.pages / 2:
         return [f"{sentence}: the cost of each page is rounded up."]
     return [f"{sentence}."]

@@ -189,13 +189,13 @@ def read_segment(shared: Shared, segment: int) -> None:
             page["Items"] = []  # frees their memory before the next page comes
             if shared.stopped.is_set():
                 raise Stopped
-    metrics.complete = True
 
 
 def wait_for_segments(shared: Shared, metrics: Metrics, workers: int) -> None:
     """Wait until all segments are read. Show progress meanwhile.
 
-    Raises SegmentError as soon as one of them could not be read or saved.
+    Raises SegmentError as soon as one of them could not be read or saved, and the
+    error itself if it is a mistake in the program.
     """
     progress = Progress()
     segments_read = 0
@@ -262,9 +262,12 @@ class PacedClient:
     "Rate-Limited Scans in Amazon DynamoDB".)
 
     What a page costs is known only when it arrives. So `next_start` is moved by the
-    cost that is expected, and corrected when the page arrives. The last page tells
-    what an item costs. Before the first page, it is the most that an item can cost.
-    `Limit` is set so that a page costs about a second's worth.
+    cost that is expected, and corrected when the page arrives. An example with 100 RCU
+    a second: a page is expected to cost 50 RCU, so `next_start` moves from 0 s to 0.5
+    s. Then the page arrives. It cost 80 RCU, so `next_start` moves to 0.8 s.
+
+    The last page tells what an item costs. Before the first page, it is the most that
+    an item can cost. `Limit` is set so that a page costs about a second's worth.
 
     A throttled request costs nothing, so it moves `next_start` back. A lost answer
     may have cost capacity, so nothing is moved back. Its items may have been larger
@@ -348,7 +351,9 @@ class PacedClient:
         item_rcu = self.item_rcu or factor * LARGEST_ITEM_RCU
         limit = max(1, int(self.max_rcu / item_rcu))
         limit = min(limit, request.get("Limit", limit))
-        return limit, min(limit * item_rcu, factor * PAGE_RCU + item_rcu)
+        by_limit = limit * item_rcu
+        by_size = factor * PAGE_RCU + item_rcu
+        return limit, min(by_limit, by_size)
 
     def move_next_start(self, rcu: float) -> None:
         """Move `next_start` by the time that so many RCU take, on or back."""
@@ -653,10 +658,10 @@ def main() -> int:
     args = parse_args()
     client = common.connect(args.region, args.profile, args.endpoint_url)
     if args.save is None:
-        return scan_and_report(args, client, args.segments, lambda segment: Output())
+        return report(args, scan(args, client, args.segments))
     if args.save == "-":
         output = StandardOutput()
-        return scan_and_report(args, client, args.segments, lambda segment: output)
+        return report(args, scan(args, client, args.segments, lambda segment: output))
 
     folder = SaveFolder(args.save, args.total_segments)
     folder.prepare(client, common.request_from(args))
@@ -664,14 +669,15 @@ def main() -> int:
     if len(missing) < len(args.segments):
         common.say(saved_text(folder, args.segments), sys.stderr)
     try:
-        status = scan_and_report(args, client, missing, folder.open_segment)
+        metrics = scan(args, client, missing, folder.open_segment)
     except SegmentError as error:
         error.hint = f"{error.hint}; " if error.hint else ""
         error.hint += saved_text(folder, args.segments)
         raise
     finally:
         folder.remove_parts()
-    if status == common.INTERRUPTED:
+    status = report(args, metrics)
+    if not metrics.complete:
         common.say(saved_text(folder, args.segments), sys.stderr)
     return status
 
@@ -688,16 +694,16 @@ def saved_text(folder: SaveFolder, segments: range) -> str:
     )
 
 
-def scan_and_report(
+def scan(
     args: argparse.Namespace,
     client: Client,
     segments: Sequence[int],
-    open_output: Callable[[int], Output],
-) -> int:
-    """Scan these segments, and print the metrics. Return the exit status."""
+    open_output: Callable[[int], Output] = lambda segment: Output(),
+) -> Metrics:
+    """Run the parallel scan that the flags ask for."""
     if args.max_rcu:
         client = PacedClient(client, args.max_rcu)
-    metrics = parallel_scan(
+    return parallel_scan(
         client,
         common.request_from(args),
         args.total_segments,
@@ -705,17 +711,22 @@ def scan_and_report(
         segments,
         open_output,
     )
+
+
+def report(args: argparse.Namespace, metrics: Metrics) -> int:
+    """Print the metrics of a scan. Return the exit status."""
     text = common.metrics_table(metrics)
     if metrics.segments:
         text += f"\n\n{timeline(metrics)}"
     if args.output == "json":
+        workers = args.workers or DEFAULT_WORKERS
         result = common.metrics_json(
             metrics,
             segments=metrics.segments,
             mode="parallel",
             table_name=args.table_name,
             total_segments=args.total_segments,
-            workers=min(args.workers or DEFAULT_WORKERS, len(segments)),
+            workers=min(workers, len(args.segments)),
         )
         text = json.dumps(result)
     # With `--save -`, standard output is for the items alone.
