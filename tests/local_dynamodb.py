@@ -746,7 +746,7 @@ def run(command: list[str], endpoint_url: str) -> int:
     except OSError as error:
         warn(f"error: cannot run {name}: {error.strerror}")
         for file in (f"{name}.py", f"./{name}"):
-            if isinstance(error, FileNotFoundError) and Path(file).is_file():
+            if Path(file).is_file():
                 warn(f"hint: did you mean {file}?")
         return 127
     signal.signal(signal.SIGTERM, lambda *_: child.terminate())
