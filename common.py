@@ -690,17 +690,16 @@ class Progress:
         """Whether it is time to show it: once a second, and only on a terminal."""
         return sys.stderr.isatty() and time.monotonic() >= self.next_time
 
-    def show(self, metrics: Metrics, more: str = "") -> None:
+    def show(self, metrics: Metrics, how_far: str = "") -> None:
         self.next_time = time.monotonic() + 1
         seconds = time.perf_counter() - metrics.started
-        parts = [f"{metrics.items:,} items", f"{metrics.items / seconds:,.0f} items/s"]
+        items_per_second = metrics.items / seconds
+        line = f"{how_far}{metrics.items:,} items ({items_per_second:,.0f}/s)"
         if metrics.consumed_rcu is not None:
-            parts.append(f"{metrics.consumed_rcu / seconds:,.0f} RCU/s")
+            line += f", {metrics.consumed_rcu / seconds:,.0f} RCU/s"
         if metrics.throttled_requests:
-            parts.append(f"{metrics.throttled_requests:,} throttled")
-        if more:
-            parts.append(more)
-        show_line(", ".join(parts))
+            line += f", {metrics.throttled_requests:,} throttled"
+        show_line(line)
 
 
 def show_line(text: str) -> None:

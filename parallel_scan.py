@@ -232,8 +232,8 @@ def how_far(so_far: Metrics, segments_read: int, workers: int) -> str:
     if segments_read >= workers and total / 10 <= segments_read < total:
         seconds = time.perf_counter() - so_far.started
         minutes_left = seconds / segments_read * (total - segments_read) / 60
-        text += f", about {minutes_left:,.1f} min left"
-    return text
+        text += f", {minutes_left:,.1f} min left"
+    return f"{text}, "
 
 
 def wait_for_threads(threads: list[threading.Thread]) -> None:

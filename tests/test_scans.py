@@ -8,6 +8,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import pty
+import re
+import subprocess
+import sys
 from collections import Counter
 from typing import Any
 
@@ -28,7 +33,8 @@ from items import (
     lab_items,
     scans_of,
 )
-from local_dynamodb import Lab, item_size, serve
+from local_dynamodb import Lab, item_size, lab_environment, serve
+from running import BUNDLE, run
 
 import common
 from common import Metrics, Page, scan_pages
@@ -313,6 +319,38 @@ def test_an_index_can_be_scanned(real: Engine, invoke: Invoke) -> None:
     flags = ("--index-name", "game-mode-index", "--output", "json")
     metrics = json.loads(invoke("sequential_scan", *flags, at=real).stdout)
     assert metrics["items"] == ITEMS
+
+
+# --- Progress
+
+
+@pytest.mark.parametrize(
+    ("script", "line"),
+    [
+        ("sequential_scan.py", r"\d+ items \(\d+/s\), \d+ RCU/s"),
+        ("parallel_scan.py", r"\d of 4 segments, \d+ items \(\d+/s\), \d+ RCU/s"),
+    ],
+)
+def test_progress_is_shown_on_a_terminal(script: str, line: str) -> None:
+    terminal, program_end = pty.openpty()
+    with serve(instant(40, latency_ms=50)) as lab:
+        ended = subprocess.run(
+            [sys.executable, BUNDLE / script, "--page-size", "10"],
+            env=lab_environment(lab.endpoint_url),
+            stdout=subprocess.PIPE,
+            stderr=program_end,
+            check=True,
+        )
+    shown = os.read(terminal, 10_000).decode()
+    os.close(terminal)
+    os.close(program_end)
+    assert re.search(line, shown)
+    assert b"items (" not in ended.stdout
+
+
+def test_progress_is_not_shown_in_a_log(lab: Lab) -> None:
+    for script in ("sequential_scan.py", "parallel_scan.py"):
+        assert run(lab.endpoint_url, script).stderr == ""
 
 
 # --- Workers
