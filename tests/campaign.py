@@ -32,7 +32,6 @@ from items import (
     Kept,
     assert_as_logged,
     contents,
-    counts_of,
     instant,
     lab_items,
     outcomes,
@@ -42,6 +41,7 @@ from items import (
 from local_dynamodb import TABLE_NAME, lab_environment, serve
 from running import result
 
+import common
 from common import Client, Metrics, connect
 from parallel_scan import parallel_scan, scan_segment
 
@@ -69,7 +69,7 @@ def scan_in_threads(workers: int, url: str) -> Scanned:
         workers,
         open_output=kept,
     )
-    return counts_of(metrics), kept.items()
+    return common.counts_json(metrics), kept.items()
 
 
 def read_segment(url: str, segment: int) -> tuple[Metrics, list[Any]]:
@@ -90,7 +90,7 @@ def scan_in_processes(url: str) -> Scanned:
         for segment, (metrics, of_segment) in enumerate(read):
             total.add_segment(segment, metrics)
             items += of_segment
-    return counts_of(total), items
+    return common.counts_json(total), items
 
 
 def scan_by_command(url: str) -> Scanned:

@@ -9,7 +9,6 @@ from typing import Any
 
 from local_dynamodb import Lab, Page, Settings, game_table
 
-from common import Metrics
 from common import Page as ScanPage
 from parallel_scan import Output
 
@@ -74,18 +73,6 @@ def scans_of(lab: Lab) -> list[Json]:
 def outcomes(lab: Lab) -> Counter[str]:
     """How often the lab answered a Scan with each outcome."""
     return Counter(entry["outcome"] for entry in scans_of(lab))
-
-
-def counts_of(metrics: Metrics) -> Json:
-    """The counts of a scan, under the names that --output json gives them."""
-    return {
-        "items": metrics.items,
-        "scanned": metrics.scanned,
-        "pages": metrics.pages,
-        "consumed_rcu": metrics.consumed_rcu,
-        "throttled_requests": metrics.throttled_requests,
-        "retried_requests": metrics.retried_requests,
-    }
 
 
 def assert_as_logged(counts: Json, log: list[Json]) -> None:

@@ -28,7 +28,6 @@ from items import (
     Kept,
     assert_as_logged,
     contents,
-    counts_of,
     instant,
     lab_items,
     scans_of,
@@ -444,4 +443,4 @@ def test_counts_of_segments_add_up(lab: Lab) -> None:
     engine = Engine(lab.endpoint_url)
     before = len(scans_of(lab))
     metrics = parallel_scan(engine.client(), engine.request(Limit=100), 5)
-    assert_as_logged(counts_of(metrics), scans_of(lab)[before:])
+    assert_as_logged(common.counts_json(metrics), scans_of(lab)[before:])

@@ -15,7 +15,6 @@ from items import (
     ITEMS,
     assert_as_logged,
     contents,
-    counts_of,
     instant,
     lab_items,
     saved_items,
@@ -71,7 +70,7 @@ def test_process_pool_reads_a_throttled_table(folder: SaveFolder) -> None:
         with ProcessPoolExecutor(2, spawn) as pool:
             job = functools.partial(read, engine, folder)
             metrics = total_of(list(pool.map(job, range(SEGMENTS))))
-    assert_as_logged(counts_of(metrics), scans_of(lab))
+    assert_as_logged(common.counts_json(metrics), scans_of(lab))
     assert metrics.throttled_requests > 0
     assert saved_in(folder) == contents(lab_items())
 
@@ -101,4 +100,4 @@ def test_dask_cluster_reads_the_lab_and_dynalite(
             assert saved_in(folder) == contents(lab_items())
             if name == "lab":
                 log = scans_of(lab)[before:]
-                assert_as_logged(counts_of(total_of(parts)), log)
+                assert_as_logged(common.counts_json(total_of(parts)), log)

@@ -15,7 +15,6 @@ from items import (
     Kept,
     assert_as_logged,
     contents,
-    counts_of,
     instant,
     lab_items,
     outcomes,
@@ -95,10 +94,10 @@ def test_throttled_scan_is_whole_and_as_logged(workers: int, no_delay: None) -> 
     assert metrics.complete
     assert metrics.throttled_requests > 0
     assert contents(kept.items()) == contents(lab_items(1000))
-    assert_as_logged(counts_of(metrics), scans_of(lab))
+    assert_as_logged(common.counts_json(metrics), scans_of(lab))
     for segment, of_segment in metrics.segments.items():
         log = [entry for entry in scans_of(lab) if entry["segment"] == segment]
-        assert_as_logged(counts_of(of_segment), log)
+        assert_as_logged(common.counts_json(of_segment), log)
 
 
 @pytest.mark.parametrize("fault", ["500", "reset", "truncated", "bad-crc"])
@@ -113,7 +112,7 @@ def test_lost_answer_is_requested_again(fault: str, no_delay: None) -> None:
         )
     assert metrics.retried_requests == outcomes(lab)[fault] > 3
     assert contents(kept.items()) == contents(lab_items(500))
-    assert_as_logged(counts_of(metrics), scans_of(lab))
+    assert_as_logged(common.counts_json(metrics), scans_of(lab))
 
 
 def test_throttles_and_losses_are_counted_apart(no_delay: None) -> None:
