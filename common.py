@@ -734,8 +734,8 @@ HINTS = {
     "SSLError": "check --endpoint-url, and the certificates (AWS_CA_BUNDLE)",
     "ThrottlingException": "try again in a minute",
     "UnrecognizedClientException": "check your credentials and --region",
-    "ValidationException": "check the flags. A reserved word such as name needs a "
-    """placeholder: --expression-attribute-names '{"#n": "name"}'""",
+    "ValidationException": "check the flags; if a name in them is a reserved word, "
+    """use a placeholder: --expression-attribute-names '{"#n": "name"}'""",
 }
 
 

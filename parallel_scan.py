@@ -125,11 +125,11 @@ def parallel_scan(
         pass  # what was read until now is still reported
     finally:
         shared.stopped.set()
+        for segment, of_segment in shared.metrics.items():
+            if of_segment.started:  # else no worker came to it
+                # A copy, because after Ctrl-C a worker may still be counting.
+                metrics.add_segment(segment, replace(of_segment))
         wait_for_threads(threads)
-    for segment, of_segment in shared.metrics.items():
-        if of_segment.started:  # else no worker came to it
-            # A copy, because after Ctrl-C a worker may still be counting.
-            metrics.add_segment(segment, replace(of_segment))
     return metrics
 
 
@@ -231,8 +231,11 @@ def how_far(so_far: Metrics, segments_read: int, workers: int) -> str:
     # The first segments have to be finished to know how long one takes.
     if segments_read >= workers and total / 10 <= segments_read < total:
         seconds = time.perf_counter() - so_far.started
-        minutes_left = seconds / segments_read * (total - segments_read) / 60
-        text += f", {minutes_left:,.1f} min left"
+        seconds_left = seconds / segments_read * (total - segments_read)
+        if seconds_left < 300:
+            text += f", {seconds_left:.0f} s left"
+        else:
+            text += f", {seconds_left / 60:,.0f} min left"
     return f"{text}, "
 
 
@@ -250,7 +253,7 @@ def wait_for_threads(threads: list[threading.Thread]) -> None:
 
 LARGEST_ITEM_RCU = 50.0  # 400 KB, half an RCU for each 4 KB (Developer Guide, limits)
 PAGE_RCU = 128.0  # 1 MB; the item that reaches it comes on top (Developer Guide, Scan)
-LONGEST_SLEEP = 0.05  # seconds
+LONGEST_SLEEP = 0.01  # seconds
 
 
 class PacedClient:
@@ -477,7 +480,7 @@ class SaveFolder:
                 raise ScanError(
                     f"{self.folder} has another scan: {name} was {saved.get(name)}, "
                     f"now it is {wanted.get(name)}",
-                    "save to another folder",
+                    "save to another folder, or scan with the parameters of before",
                 )
 
     def manifest(self, client: Client, request: Request) -> dict[str, Any]:
@@ -687,7 +690,7 @@ def saved_text(folder: SaveFolder, segments: range) -> str:
     total = len(segments)
     saved = total - len(folder.missing(segments))
     if saved == total:
-        return f"all {total:,} segments are saved in {folder.folder}"
+        return f"all {total:,} segments are saved in {folder.folder}, nothing is left"
     return (
         f"{saved:,} of {total:,} segments are saved in {folder.folder}; "
         "the same command reads the rest"

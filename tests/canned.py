@@ -41,6 +41,7 @@ class Canned(ThreadingHTTPServer):
         self.scans: list[Reply] = []
         self.table = Reply(TABLE)
         self.requests: list[dict[str, Any]] = []  # parameters of the Scans that came
+        self.lock = threading.Lock()
 
     def answer(self, *scans: Reply | bytes | str, table: Reply | None = None) -> None:
         """From now on, give these answers."""
@@ -51,8 +52,9 @@ class Canned(ThreadingHTTPServer):
     def reply_to(self, operation: str, params: dict[str, Any]) -> Reply:
         if operation != "Scan":
             return self.table
-        self.requests.append(params)
-        return self.scans[min(len(self.requests), len(self.scans)) - 1]
+        with self.lock:
+            self.requests.append(params)
+            return self.scans[min(len(self.requests), len(self.scans)) - 1]
 
 
 class CannedHandler(BaseHTTPRequestHandler):

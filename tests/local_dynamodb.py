@@ -23,10 +23,9 @@ Time      Every answer takes --latency-ms. A page takes --ms-per-mb more for
           second. That ceiling is not modelled.
 Capacity  The table has --read-capacity RCU a second. It saves what is not used,
           for up to --burst-seconds. It starts with all of that saved. A Scan is
-          admitted while any capacity is left, and pays for its page afterwards.
-          So the last page may cost more than is left (an assumption). With 0
-          the table is on demand and never throttles. UpdateTable takes
-          --update-seconds.
+          admitted while any capacity is left, even if its page costs more than
+          that (an assumption). With 0 the table is on demand, and a request is
+          throttled only by --fault-rate. UpdateTable takes --update-seconds.
 Faults    With probability --fault-rate, a Scan meets a fault: it is throttled,
           it gets status 500, its connection is reset, its page is cut short, or
           its x-amz-crc32 is wrong. The last three lose a page that is paid for,
@@ -434,8 +433,6 @@ class Lab:
         self.scans = 0  # how many were valid
         self.chance = random.Random(settings.seed)
         self.lock = threading.RLock()
-        if settings.request_log:
-            settings.request_log.write_text("")
 
     def answer(self, operation: str, body: bytes) -> Answer:
         """Accept or refuse one request, and enter it in the request log."""
@@ -503,6 +500,8 @@ class Lab:
         wanted = params.get("ProvisionedThroughput")
         if not isinstance(wanted, dict) or wanted.keys() != self.capacity.keys():
             raise invalid("ReadCapacityUnits and WriteCapacityUnits are required.")
+        for name in self.capacity:
+            check_number(wanted, name, 1)
         if self.on_demand:
             raise invalid("A table on demand has no capacity to change.")
         if self.updating():
@@ -561,7 +560,8 @@ class Lab:
         if "ExclusiveStartKey" in params:
             key = params["ExclusiveStartKey"]
             try:
-                player_id, game_id = key["player_id"]["S"], key["game_id"]["S"]
+                player_id = str(key["player_id"]["S"])
+                game_id = str(key["game_id"]["S"])
             except (KeyError, TypeError):
                 raise invalid("ExclusiveStartKey is no key of this table.") from None
             low = lowest_hash(segment, total_segments)
@@ -673,6 +673,8 @@ def serve(settings: Settings) -> Iterator[Lab]:
     lab = Lab(settings)
     server = Server(lab)
     lab.endpoint_url = f"http://127.0.0.1:{server.server_address[1]}"
+    if settings.request_log:
+        settings.request_log.write_text("")  # an earlier one is replaced
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     try:
         yield lab
@@ -750,6 +752,8 @@ def run(command: list[str], endpoint_url: str) -> int:
                 warn(f"hint: did you mean {file}?")
         return 127
     signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+    if command in (["bash"], ["sh"], ["zsh"]) and sys.stdin.isatty():
+        warn(f"this shell uses {TABLE_NAME} at {endpoint_url}; exit ends both")
     status = child.wait()
     if status == 2:
         point_out_own_option(command)

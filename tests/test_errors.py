@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import select
 import shlex
 import subprocess
 import sys
@@ -367,6 +368,8 @@ def test_ctrl_c_at_the_mfa_prompt_keeps_echo(config: Path) -> None:
     try:
         screen = b""
         while b"MFA code" not in screen:
+            readable, _, _ = select.select([keyboard], [], [], 60)
+            assert readable, screen
             screen += os.read(keyboard, 1000)
         assert not termios.tcgetattr(terminal)[3] & termios.ECHO
         os.write(keyboard, b"\x03")

@@ -286,13 +286,14 @@ def test_a_table_pays_no_more_than_that(
     costs = [entry["rcu"] for entry in log]
     seconds = log[-1]["time"] - log[0]["time"]
     assert_as_logged(json.loads(ended.stdout), log)
-    # One page, and one more because a request may be a while on its way.
-    assert sum(costs) <= max_rcu * seconds + 2 * max(costs)
+    # One page, and two more because requests may be a while on their way.
+    assert sum(costs) <= max_rcu * seconds + 3 * max(costs)
 
 
 def test_a_table_with_this_capacity_does_not_throttle(invoke: Invoke) -> None:
-    with serve(instant(4000, read_capacity=150, burst_seconds=0.5)) as lab:
-        ended = invoke("parallel_scan", "--max-rcu", "150", at=lab)
+    # The scan costs 200 RCU, and the table has saved 75.
+    with serve(instant(8000, read_capacity=150, burst_seconds=0.5)) as lab:
+        ended = invoke("parallel_scan", "--max-rcu", "120", at=lab)
     assert ended.returncode == 0
     assert outcomes(lab) == {"ok": len(scans_of(lab))}
 

@@ -218,7 +218,7 @@ def test_two_shares_in_one_folder_are_the_table(
     third = invoke("parallel_scan", *flags, at=served)
     assert (first.returncode, second.returncode, third.returncode) == (0, 0, 0)
     assert saved_in(tmp_path) == WHOLE
-    assert third.stderr == f"all 8 segments are saved in {tmp_path}\n"
+    assert third.stderr == f"all 8 segments are saved in {tmp_path}, nothing is left\n"
     assert len(served.requests) == requests  # so it cost nothing
 
 
@@ -243,7 +243,8 @@ def test_another_scan_into_the_folder_is_an_error(
     ended = invoke("parallel_scan", *flags, *now.split(), at=served)
     assert (ended.returncode, ended.stdout) == (1, "")
     assert ended.stderr == (
-        f"error: {tmp_path} has another scan: {differs}\nhint: save to another folder\n"
+        f"error: {tmp_path} has another scan: {differs}\n"
+        "hint: save to another folder, or scan with the parameters of before\n"
     )
     assert len(served.requests) == requests
     assert saved_in(tmp_path) == WHOLE
