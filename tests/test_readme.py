@@ -43,7 +43,8 @@ def test_program_prints_what_the_readme_says(
             encoding="utf-8",
             check=False,
         )
-    assert (ended.stdout.strip(), ended.stderr) == (output, "")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.strip() == output
 
 
 def test_every_program_has_its_output_here() -> None:
