@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from local_dynamodb import Lab, Page, Settings, game_table
+from local_dynamodb import Lab, Settings, game_table
 
-from common import Page as ScanPage
+from common import Page
 from parallel_scan import Output
 
 Json = dict[str, Any]
@@ -25,9 +25,7 @@ def instant(items: int, **more: Any) -> Settings:
 
 def lab_items(count: int = ITEMS) -> list[Json]:
     """The local lab's items, taken from its table without any scan."""
-    text = bytes(game_table(count).json(Page(0, count, 0, False)))
-    items: list[Json] = json.loads(b"[" + text + b"]")
-    return items
+    return [json.loads(text) for text in game_table(count).items]
 
 
 def contents(items: Iterable[Any]) -> Counter[str]:
@@ -56,7 +54,7 @@ class Keeping(Output):
     def __init__(self, texts: list[Any]) -> None:
         self.texts = texts
 
-    def write(self, page: ScanPage) -> None:
+    def write(self, page: Page) -> None:
         self.texts += page["Items"]
 
 

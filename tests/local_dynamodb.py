@@ -128,20 +128,32 @@ def number_size(digits: str) -> int:
 # --- Games ----------------------------------------------------------------------------
 
 GAMES_PER_PLAYER = 25
-SEASONS = 97  # player n plays season n % 97: to make so few keeps the start fast
+SEASONS = 97  # of 25 games; player n plays season n % 97, so few have to be made
 START = 1_735_689_600  # 2025-01-01
 WEEK = 7 * 24 * 3600
 YEAR = 365 * 24 * 3600
-FIRST_NAMES = (
-    *("Ada", "Grace", "Zoë", "Linus", "Barbara"),
-    *("Alan", "Søren", "Radia", "Ken", "Margaret"),
-)
-LAST_NAMES = ("Hopper", "Ng", "Lovelace", "Turing", "Perlman", "Thompson", "Liskov")
-MODES = ("solo", "duo", "squad", "ranked", "tournament")
-ACHIEVEMENTS = (
-    *("first_blood", "flawless", "comeback"),
-    *("sharpshooter", "speed_run", "collector"),
-)
+FIRST_NAMES = [
+    "Ada",
+    "Grace",
+    "Zoë",
+    "Linus",
+    "Barbara",
+    "Alan",
+    "Søren",
+    "Radia",
+    "Ken",
+    "Margaret",
+]
+LAST_NAMES = ["Hopper", "Ng", "Lovelace", "Turing", "Perlman", "Thompson", "Liskov"]
+MODES = ["solo", "duo", "squad", "ranked", "tournament"]
+ACHIEVEMENTS = [
+    "first_blood",
+    "flawless",
+    "comeback",
+    "sharpshooter",
+    "speed_run",
+    "collector",
+]
 
 
 class Game(NamedTuple):
@@ -223,13 +235,12 @@ class Page(NamedTuple):
 
 
 class GameTable:
-    """All items as one text. To send a page is to send a piece of this text."""
+    """All items, in the order of a scan."""
 
     def __init__(self, items: int, padding: int = 0) -> None:
         self.places: list[tuple[int, str, str]] = []  # each item's hash and key
-        self.sizes = [0]  # bytes of all items before each one, by the rules above
-        self.offsets = [0]  # where in the text each item starts
-        text = bytearray()
+        self.items: list[bytes] = []  # each item's JSON text
+        self.sizes = [0]  # bytes of all items before each one, by DynamoDB's rules
         chance = random.Random(25)
         seasons = []
         for _ in range(SEASONS):
@@ -246,12 +257,10 @@ class GameTable:
             # The last player may have fewer games, to make the number of items right.
             games = seasons[number % SEASONS][: items - number * GAMES_PER_PLAYER]
             for game in games:
-                # {player} and {game} become {player,game}
-                text += player_json[:-1] + b"," + game.json[1:] + b","
                 self.places.append((player_hash, player_id, game.game_id))
+                # {player} and {game} become {player,game}
+                self.items.append(player_json[:-1] + b"," + game.json[1:])
                 self.sizes.append(self.sizes[-1] + player_size + game.size)
-                self.offsets.append(len(text))
-        self.text = memoryview(text)
 
     def bounds(self, segment: int, total_segments: int) -> tuple[int, int]:
         """The positions of a segment's first item and of the one after its last."""
@@ -276,13 +285,6 @@ class GameTable:
             end = min(end, first + limit)
         size = self.sizes[end] - self.sizes[first]
         return Page(first, end, size, limited=size >= MB or end - first == limit)
-
-    def json(self, page: Page) -> memoryview:
-        """The page's items, with commas between them. Nothing is copied."""
-        if page.first == page.end:
-            return self.text[:0]
-        last_comma = self.offsets[page.end] - 1
-        return self.text[self.offsets[page.first] : last_comma]
 
 
 @lru_cache(maxsize=8)
@@ -408,7 +410,7 @@ class Answer(NamedTuple):
     """What goes back to the client, and how many seconds that takes in the model."""
 
     status: int
-    parts: list[bytes | memoryview]  # of the body, so that a page need not be copied
+    body: bytes
     seconds: float
     fault: str | None = None
 
@@ -455,7 +457,7 @@ class Lab:
                 status = refusal.status
                 document = refusal.document
                 self.log(operation, params, refusal.outcome)
-        return Answer(status, [to_json(document)], self.settings.latency_ms / 1000)
+        return Answer(status, to_json(document), self.settings.latency_ms / 1000)
 
     def log(
         self, operation: str, params: Json, outcome: str, items: int = 0, rcu: float = 0
@@ -530,7 +532,7 @@ class Lab:
         fault = self.choose_fault(params)
         if fault == "hang":
             self.log("Scan", params, fault)
-            return Answer(0, [], 0.0, fault)
+            return Answer(0, b"", 0.0, fault)
         if fault == "500":
             raise Refusal("InternalServerError", "Internal server error", status=500)
         if fault == "throttle":
@@ -546,12 +548,12 @@ class Lab:
         if asked and self.settings.report_capacity:
             consumed = {"TableName": TABLE_NAME, "CapacityUnits": rcu}
             document["ConsumedCapacity"] = consumed
-        parts: list[bytes | memoryview] = [to_json(document)]
+        answer = to_json(document)
         if params.get("Select") != "COUNT":
-            start = to_json(document)[:-1] + b',"Items":['
-            parts = [start, self.table.json(page), b"]}"]
+            items = b",".join(self.table.items[page.first : page.end])
+            answer = answer[:-1] + b',"Items":[' + items + b"]}"
         ms = self.settings.latency_ms + self.settings.ms_per_mb * page.size / MB
-        return Answer(200, parts, ms / 1000, fault)
+        return Answer(200, answer, ms / 1000, fault)
 
     def find_page(self, params: Json) -> Page:
         segment = params.get("Segment", 0)
@@ -606,23 +608,19 @@ class Handler(BaseHTTPRequestHandler):
             self.rfile.read(1)  # until the client gives up, or the server stops
             self.close_connection = True
             return
-        length = sum(len(part) for part in answer.parts)
-        crc32 = 0
-        for part in answer.parts:
-            crc32 = zlib.crc32(part, crc32)
+        crc32 = zlib.crc32(answer.body)
         if answer.fault == "bad-crc":
             crc32 += 1
         time.sleep(max(0.0, arrived + answer.seconds - time.monotonic()))
         self.send_response(answer.status)
         self.send_header("Content-Type", "application/x-amz-json-1.0")
-        self.send_header("Content-Length", str(length))
+        self.send_header("Content-Length", str(len(answer.body)))
         self.send_header("x-amz-crc32", str(crc32))
         self.end_headers()
         if answer.fault in ("reset", "truncated"):
-            self.send_half(b"".join(answer.parts), reset=answer.fault == "reset")
+            self.send_half(answer.body, reset=answer.fault == "reset")
         else:
-            for part in answer.parts:
-                self.wfile.write(part)
+            self.wfile.write(answer.body)
 
     def send_half(self, body: bytes, reset: bool) -> None:
         """Send half of a page. Then close the connection, or reset it."""
@@ -675,7 +673,11 @@ def serve(settings: Settings) -> Iterator[Lab]:
     lab.endpoint_url = f"http://127.0.0.1:{server.server_address[1]}"
     if settings.request_log:
         settings.request_log.write_text("")  # an earlier one is replaced
-    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    poll_interval = 0.05  # seconds until it notices that it is to stop
+    thread = threading.Thread(
+        target=server.serve_forever, args=(poll_interval,), daemon=True
+    )
+    thread.start()
     try:
         yield lab
     finally:
