@@ -31,8 +31,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from games import GameTable, game_table
 from items import instant
-from local_dynamodb import GameTable, Settings, game_table, lab_environment, serve
+from local_dynamodb import Settings, lab_environment, serve
 from running import BUNDLE
 from tabulate import tabulate
 

@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from local_dynamodb import Lab, Settings, game_table
+from games import game_table
+from local_dynamodb import Lab, Settings
 
 from common import Page
 from parallel_scan import Output

@@ -17,17 +17,9 @@ from typing import TYPE_CHECKING, Any
 import local_dynamodb
 import pytest
 from engines import Engine, plain_client, scan_plainly
+from games import MB, GameTable, item_size
 from items import THROTTLE
-from local_dynamodb import (
-    MB,
-    TABLE_NAME,
-    GameTable,
-    Lab,
-    Settings,
-    item_size,
-    lab_environment,
-    serve,
-)
+from local_dynamodb import TABLE_NAME, Lab, Settings, lab_environment, serve
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient

@@ -21,6 +21,7 @@ from botocore.exceptions import ClientError
 from canned import EMPTY_PAGE, Canned
 from conftest import Invoke
 from engines import Engine
+from games import item_size
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from items import (
@@ -32,7 +33,7 @@ from items import (
     lab_items,
     scans_of,
 )
-from local_dynamodb import Lab, item_size, lab_environment, serve
+from local_dynamodb import Lab, lab_environment, serve
 from running import BUNDLE, run
 
 import common

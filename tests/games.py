@@ -1,0 +1,213 @@
+"""The items of the local lab, and the table that holds them in the order of a scan."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import random
+import time
+from bisect import bisect_left, bisect_right
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+Json = dict[str, Any]
+MB = 1024 * 1024
+
+
+def to_json(document: Json) -> bytes:
+    return json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+# --- Sizes (Developer Guide, "DynamoDB item sizes and formats") -----------------------
+
+
+def item_size(item: Json) -> int:
+    """The bytes of an item: the names of its attributes and their values."""
+    return sum(len(name.encode()) + value_size(value) for name, value in item.items())
+
+
+def value_size(value: Json) -> int:
+    """The bytes of a value. Games have strings, whole numbers and lists of these."""
+    if "S" in value:
+        return len(value["S"].encode())
+    if "N" in value:
+        return number_size(value["N"])
+    return 3 + sum(1 + value_size(element) for element in value["L"])
+
+
+def number_size(digits: str) -> int:
+    """The bytes of a number: one, and one for each two significant digits.
+
+    The guide says "approximately". As in dynalite, the digits are paired from the
+    right, and zeros at the end are left out: 120 is 01 20, and 1000000 is 01.
+    """
+    if len(digits) % 2 == 1:
+        digits = "0" + digits
+    while digits.endswith("00"):
+        digits = digits[:-2]
+    return 1 + len(digits) // 2
+
+
+# --- Games ----------------------------------------------------------------------------
+
+GAMES_PER_PLAYER = 25
+SEASONS = 97  # of 25 games; player n plays season n % 97, so few have to be made
+START = 1_735_689_600  # 2025-01-01
+WEEK = 7 * 24 * 3600
+YEAR = 365 * 24 * 3600
+FIRST_NAMES = [
+    "Ada",
+    "Grace",
+    "Zoë",
+    "Linus",
+    "Barbara",
+    "Alan",
+    "Søren",
+    "Radia",
+    "Ken",
+    "Margaret",
+]
+LAST_NAMES = ["Hopper", "Ng", "Lovelace", "Turing", "Perlman", "Thompson", "Liskov"]
+MODES = ["solo", "duo", "squad", "ranked", "tournament"]
+ACHIEVEMENTS = [
+    "first_blood",
+    "flawless",
+    "comeback",
+    "sharpshooter",
+    "speed_run",
+    "collector",
+]
+
+
+class Game(NamedTuple):
+    """A game without its player, ready to be sent."""
+
+    game_id: str
+    json: bytes
+    size: int
+
+
+def make_game(week: int, chance: random.Random) -> Game:
+    """A player's game in one week."""
+
+    def below(limit: int) -> int:
+        # Unlike randrange(), random() gives the same numbers in every Python.
+        return int(chance.random() * limit)
+
+    game_id = f"game_{week + 1:06d}"
+    played = START + week * WEEK + below(WEEK)
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(played))
+    first = below(len(ACHIEVEMENTS))
+    attributes = {
+        "game_id": {"S": game_id},
+        "game_date": {"S": stamp[:10]},
+        "score": {"N": str(below(100_000))},
+        "game_duration": {"N": str(60 + below(3_540))},
+        "achievements": {
+            "L": [{"S": a} for a in ACHIEVEMENTS[first : first + below(4)]]
+        },
+        "game_mode": {"S": MODES[below(len(MODES))]},
+        "expiration_time": {"N": str(played + YEAR)},
+        "last_updated": {"S": stamp},
+    }
+    return Game(game_id, to_json(attributes), item_size(attributes))
+
+
+def player_id_of(number: int) -> str:
+    return f"player_{number:06d}"
+
+
+def player_attributes(number: int, padding: int) -> Json:
+    """The attributes that all games of a player share."""
+    first = FIRST_NAMES[number % len(FIRST_NAMES)]
+    last = LAST_NAMES[number * 3 % len(LAST_NAMES)]
+    player = {
+        "player_id": {"S": player_id_of(number)},
+        "player_name": {"S": f"{first} {last}"},
+    }
+    if padding:
+        player["replay"] = {"S": "x" * padding}
+    return player
+
+
+# --- The table, in the order of a Scan ------------------------------------------------
+
+
+def hash_of(player_id: str) -> int:
+    """A number of 24 bits that places a player: the start of dynalite's MD5."""
+    digest = hashlib.md5(b"Outliers" + player_id.encode(), usedforsecurity=False)
+    return int(digest.hexdigest()[:6], 16)
+
+
+def lowest_hash(segment: int, total_segments: int) -> int:
+    """Where a segment begins. As in dynalite, the last 12 bits are zero."""
+    return math.ceil(4096 * segment / total_segments) * 4096
+
+
+class Page(NamedTuple):
+    """A page of items, by their positions in the table."""
+
+    first: int
+    end: int  # one after the last
+    size: int  # of all its items, in bytes
+    limited: bool  # it ended by 1 MB or Limit, so a LastEvaluatedKey follows
+
+
+class GameTable:
+    """All items, in the order of a scan."""
+
+    def __init__(self, items: int, padding: int = 0) -> None:
+        self.places: list[tuple[int, str, str]] = []  # each item's hash and key
+        self.items: list[bytes] = []  # each item's JSON text
+        self.sizes = [0]  # bytes of all items before each one, by DynamoDB's rules
+        chance = random.Random(25)
+        seasons = []
+        for _ in range(SEASONS):
+            seasons.append(
+                [make_game(week, chance) for week in range(GAMES_PER_PLAYER)]
+            )
+        players = range(math.ceil(items / GAMES_PER_PLAYER))
+        for number in sorted(players, key=lambda number: hash_of(player_id_of(number))):
+            player = player_attributes(number, padding)
+            player_id = player_id_of(number)
+            player_hash = hash_of(player_id)
+            player_json = to_json(player)
+            player_size = item_size(player)
+            # The last player may have fewer games, to make the number of items right.
+            games = seasons[number % SEASONS][: items - number * GAMES_PER_PLAYER]
+            for game in games:
+                self.places.append((player_hash, player_id, game.game_id))
+                # {player} and {game} become {player,game}
+                self.items.append(player_json[:-1] + b"," + game.json[1:])
+                self.sizes.append(self.sizes[-1] + player_size + game.size)
+
+    def bounds(self, segment: int, total_segments: int) -> tuple[int, int]:
+        """The positions of a segment's first item and of the one after its last."""
+        low = lowest_hash(segment, total_segments)
+        high = lowest_hash(segment + 1, total_segments)
+        return bisect_left(self.places, (low,)), bisect_left(self.places, (high,))
+
+    def after(self, player_id: str, game_id: str) -> int:
+        """The position of the first item after a key, which need not exist."""
+        return bisect_right(self.places, (hash_of(player_id), player_id, game_id))
+
+    def key(self, position: int) -> Json:
+        """The primary key of an item, as LastEvaluatedKey gives it."""
+        _, player_id, game_id = self.places[position]
+        return {"player_id": {"S": player_id}, "game_id": {"S": game_id}}
+
+    def page(self, first: int, end: int, limit: int | None) -> Page:
+        """The page from `first`, at most up to `end`."""
+        full = bisect_left(self.sizes, self.sizes[first] + MB, first)
+        end = min(end, full)
+        if limit is not None:
+            end = min(end, first + limit)
+        size = self.sizes[end] - self.sizes[first]
+        return Page(first, end, size, limited=size >= MB or end - first == limit)
+
+
+@lru_cache(maxsize=8)
+def game_table(items: int, padding: int = 0) -> GameTable:
+    """The table of so many items. It never changes, so it can be served many times."""
+    return GameTable(items, padding)
