@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -61,43 +62,46 @@ def folder(tmp_path: Path) -> SaveFolder:
     return SaveFolder(str(tmp_path), SEGMENTS)
 
 
-def test_process_pool_reads_a_throttled_table(folder: SaveFolder) -> None:
-    spawn = multiprocessing.get_context("spawn")
-    # Each fourth request is throttled.
+@pytest.fixture
+def throttled_lab() -> Iterator[Lab]:
+    """The local lab. It throttles each fourth request."""
     model = instant(ITEMS, script=lambda n, _: "throttle" if n % 4 == 1 else None)
     with serve(model) as lab:
-        engine = Engine(lab.endpoint_url)
-        with ProcessPoolExecutor(2, spawn) as pool:
-            job = functools.partial(read, engine, folder)
-            metrics = total_of(list(pool.map(job, range(SEGMENTS))))
-    assert_as_logged(common.counts_json(metrics), scans_of(lab))
+        yield lab
+
+
+def read_with_pool(engine: Engine, folder: SaveFolder) -> Metrics:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(2, spawn) as pool:
+        job = functools.partial(read, engine, folder)
+        return total_of(list(pool.map(job, range(SEGMENTS))))
+
+
+def read_with_dask(engine: Engine, folder: SaveFolder) -> Metrics:
+    dask: Any = distributed
+    cluster = dask.LocalCluster(2, threads_per_worker=1, dashboard_address=None)
+    with cluster, dask.Client(cluster) as client:
+        job = functools.partial(read, engine, folder)
+        return total_of(client.gather(client.map(job, range(SEGMENTS), pure=False)))
+
+
+READERS = pytest.mark.parametrize("read_all", [read_with_pool, read_with_dask])
+
+
+@READERS
+def test_processes_count_what_the_server_logged(
+    read_all: Any, throttled_lab: Lab, folder: SaveFolder
+) -> None:
+    metrics = read_all(Engine(throttled_lab.endpoint_url), folder)
+    assert_as_logged(common.counts_json(metrics), scans_of(throttled_lab))
     assert metrics.throttled_requests > 0
     assert saved_in(folder) == contents(lab_items())
 
 
-def test_process_pool_reads_dynalite(real: Engine, folder: SaveFolder) -> None:
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(2, spawn) as pool:
-        job = functools.partial(read, real, folder)
-        metrics = total_of(list(pool.map(job, range(SEGMENTS))))
+@READERS
+def test_processes_read_every_item_of_dynalite(
+    read_all: Any, real: Engine, folder: SaveFolder
+) -> None:
+    metrics = read_all(real, folder)
     assert metrics.items == ITEMS
     assert saved_in(folder) == contents(lab_items())
-
-
-def test_dask_cluster_reads_the_lab_and_dynalite(
-    lab: Lab, real: Engine, tmp_path: Path
-) -> None:
-    before = len(scans_of(lab))
-    dask: Any = distributed
-    cluster = dask.LocalCluster(2, threads_per_worker=1, dashboard_address=None)
-    with cluster, dask.Client(cluster) as client:
-        for name, engine in (("lab", Engine(lab.endpoint_url)), ("real", real)):
-            (tmp_path / name).mkdir()
-            folder = SaveFolder(str(tmp_path / name), SEGMENTS)
-            job = functools.partial(read, engine, folder)
-            parts = client.gather(client.map(job, range(SEGMENTS), pure=False))
-            assert total_of(parts).items == ITEMS
-            assert saved_in(folder) == contents(lab_items())
-            if name == "lab":
-                log = scans_of(lab)[before:]
-                assert_as_logged(common.counts_json(total_of(parts)), log)
