@@ -196,14 +196,6 @@ def test_null_is_as_good_as_nothing(canned: Canned, more: str) -> None:
     assert metrics.consumed_rcu is None
 
 
-def test_the_same_key_twice_is_an_error(canned: Canned) -> None:
-    canned.answer(f'{{{EMPTY}, "LastEvaluatedKey": {{"a": {{"S": "b"}}}}}}')
-    engine = Engine(canned.endpoint_url)
-    with pytest.raises(ScanError, match="the same LastEvaluatedKey twice"):
-        sequential_scan(engine.client(), engine.request())
-    assert len(canned.requests) == 2
-
-
 def test_an_answer_cannot_change_how_it_is_read(canned: Canned, invoke: Invoke) -> None:
     ours = '"ResponseMetadata": {"HTTPStatusCode": 500}, "Error": {"Code": "Throttled"}'
     canned.answer(f"{{{EMPTY}, {ours}}}")

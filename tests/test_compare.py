@@ -69,7 +69,7 @@ def test_an_interrupt_in_the_first_scan_leaves_nothing_to_show() -> None:
     assert said.startswith("Interrupted: the sequential scan had read 300 items.")
 
 
-def test_a_filter_hides_no_difference() -> None:
+def test_different_items_are_seen_behind_a_filter() -> None:
     filtered = sequential(9.0, items=10)
     changed = parallel(4, 1.0, 1.0, items=10)
     changed.runs[1].scanned = 103
@@ -554,7 +554,7 @@ def test_the_size_of_an_index_is_not_guessed(invoke: Invoke, real: Engine) -> No
     assert ended.stderr == ""
 
 
-def test_20_columns_break_nothing(
+def test_output_is_whole_in_20_columns(
     invoke: Invoke, lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "20")

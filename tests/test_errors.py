@@ -161,20 +161,22 @@ def test_wrong_region_is_wrong_usage(invoke: Invoke) -> None:
 
 
 @pytest.mark.parametrize("script", ["sequential_scan", "parallel_scan", "compare"])
-def test_refused_connection(invoke: Invoke, script: str) -> None:
+def test_refused_connection_points_to_the_network(invoke: Invoke, script: str) -> None:
     ended = invoke(script, "--endpoint-url", REFUSED)
     error = 'Could not connect to the endpoint URL: "http://127.0.0.1:1/"'
     assert_failed(ended, 1, error, NETWORK)
 
 
-def test_refusing_proxy(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refusing_proxy_points_to_the_network(
+    invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HTTP_PROXY", REFUSED)
     monkeypatch.setenv("NO_PROXY", "")
     ended = invoke("sequential_scan", "--endpoint-url", "http://192.0.2.1:8000")
     assert_failed(ended, 1, "Failed to connect to proxy", NETWORK)
 
 
-def test_https_on_http_port(invoke: Invoke, canned: Canned) -> None:
+def test_https_on_an_http_port_is_one_error(invoke: Invoke, canned: Canned) -> None:
     endpoint_url = canned.endpoint_url.replace("http:", "https:")
     ended = invoke("sequential_scan", "--endpoint-url", endpoint_url)
     error = f"SSL validation failed for {endpoint_url}"
@@ -205,7 +207,9 @@ COUNTS = '"Items": [{}], "Count": 1, "ScannedCount": 1'
         f'{{{COUNTS}, "ConsumedCapacity": {{"CapacityUnits": -1}}}}',
     ],
 )
-def test_server_that_is_no_dynamodb(invoke: Invoke, canned: Canned, body: str) -> None:
+def test_server_that_is_no_dynamodb_is_named(
+    invoke: Invoke, canned: Canned, body: str
+) -> None:
     canned.answer(body, table=Reply(body))
     error = f"{canned.endpoint_url} does not answer as DynamoDB does"
     with_password = canned.endpoint_url.replace("//", f"//me:{SECRET}@")
@@ -215,7 +219,7 @@ def test_server_that_is_no_dynamodb(invoke: Invoke, canned: Canned, body: str) -
 
 
 @pytest.mark.parametrize("status", [404, 503])
-def test_error_page_of_a_web_server(
+def test_error_page_of_a_web_server_points_to_the_network(
     invoke: Invoke, canned: Canned, status: int
 ) -> None:
     canned.answer(Reply("<html>\nSorry\n</html>", status))
@@ -231,7 +235,7 @@ def test_same_key_twice_is_an_error(invoke: Invoke, canned: Canned) -> None:
 
 
 @pytest.mark.parametrize("capacity", ["null", "{}"])
-def test_no_consumed_capacity_is_not_available(
+def test_missing_consumed_capacity_is_shown_as_such(
     invoke: Invoke, canned: Canned, capacity: str
 ) -> None:
     canned.answer(f'{{{COUNTS}, "ConsumedCapacity": {capacity}}}')
@@ -276,7 +280,7 @@ def test_partial_credentials_name_what_is_missing(
     assert "missing: AWS_SECRET_ACCESS_KEY" in ended.stderr
 
 
-def test_unknown_profile(invoke: Invoke) -> None:
+def test_unknown_profile_is_named(invoke: Invoke) -> None:
     ended = invoke("sequential_scan", "--profile", "nobody")
     assert_failed(ended, 1, "profile (nobody) could not be found", "list-profiles")
 
@@ -296,7 +300,7 @@ def test_damaged_config_file_is_named(invoke: Invoke, config: Path) -> None:
         ("exec /no/such/program", "/no/such/program"),
     ],
 )
-def test_credential_process_that_fails(
+def test_failing_credential_process_is_blamed(
     invoke: Invoke, config: Path, program: str, error: str
 ) -> None:
     command = f"/bin/sh -c {shlex.quote(program)}"
@@ -307,7 +311,7 @@ def test_credential_process_that_fails(
 
 
 @pytest.mark.parametrize("command", ["sequential_scan", "parallel_scan --workers 1"])
-def test_credentials_that_fail_in_mid_scan(
+def test_credentials_that_fail_in_mid_scan_are_blamed(
     invoke: Invoke, config: Path, command: str
 ) -> None:
     answer = config.parent / "credentials.json"
@@ -347,7 +351,7 @@ aws_secret_access_key = hunter2
 
 
 @pytest.mark.parametrize("redirection", ["<&-", "</dev/null"])
-def test_mfa_without_a_terminal(config: Path, redirection: str) -> None:
+def test_mfa_without_a_terminal_is_one_error(config: Path, redirection: str) -> None:
     config.write_text(MFA)
     command = ("parallel_scan", "--profile", "lab")
     ended = in_shell(redirection, REFUSED, *command, AWS_CONFIG_FILE=str(config))
@@ -432,7 +436,7 @@ def test_only_the_comparison_describes_the_table(
         ("--projection-expression name", "keyword: name", "--expression-attribute-na"),
     ],
 )
-def test_refused_by_a_real_engine(
+def test_what_a_real_engine_refuses_is_shown(
     invoke: Invoke, real: Engine, flags: str, error: str, hint: str
 ) -> None:
     assert_failed(invoke("parallel_scan", *flags.split(), at=real), 1, error, hint)
@@ -453,7 +457,7 @@ def test_too_many_threads_point_to_workers(
     assert_failed(ended, 1, "can't start new thread", "--workers")
 
 
-def test_full_or_closed_standard_output(canned: Canned) -> None:
+def test_full_or_closed_standard_output_is_one_error(canned: Canned) -> None:
     full = in_shell(">/dev/full", canned.endpoint_url, "sequential_scan")
     assert_failed(full, 1, "No space left on device")
     closed = in_shell(">&-", canned.endpoint_url, "parallel_scan")
@@ -462,12 +466,14 @@ def test_full_or_closed_standard_output(canned: Canned) -> None:
 
 
 @pytest.mark.parametrize("redirection", ["2>/dev/full", "2>&-"])
-def test_full_or_closed_standard_error(canned: Canned, redirection: str) -> None:
+def test_full_or_closed_standard_error_has_status_1(
+    canned: Canned, redirection: str
+) -> None:
     ended = in_shell(redirection, canned.endpoint_url, "compare")
     assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", "")
 
 
-def test_reader_that_is_gone(canned: Canned) -> None:
+def test_reader_that_is_gone_ends_it_quietly(canned: Canned) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     ended = subprocess.run(

@@ -117,7 +117,7 @@ def test_the_rate_is_kept_and_used(
 
 
 @pytest.mark.parametrize("max_rcu", [8, 100, 1000])
-def test_items_may_change_their_size(max_rcu: int) -> None:
+def test_rate_is_kept_when_items_change_size(max_rcu: int) -> None:
     chance = random.Random(1)
     table = Table(200)
     paced = table.paced(max_rcu)
@@ -129,7 +129,7 @@ def test_items_may_change_their_size(max_rcu: int) -> None:
     table.assert_paid_at_most(max_rcu, pages=2)
 
 
-def test_every_worker_may_meet_larger_items() -> None:
+def test_rate_is_kept_when_items_become_larger() -> None:
     table = Table(200)
     paced = table.paced(10)
     while table.now < 20:
@@ -154,7 +154,7 @@ def test_every_worker_may_meet_larger_items() -> None:
         (2 * KB, 1000, True, 10),  # full pages of 256 RCU
     ],
 )
-def test_pages_of_three_seconds_are_read_together(
+def test_slow_pages_are_read_at_the_same_time(
     item_size: int, max_rcu: int, consistent: bool, requests: int
 ) -> None:
     table = Table(item_size)
@@ -232,7 +232,7 @@ def test_lost_pages_are_paid_from_the_same_rate(
     table.assert_paid_at_most(max_rcu)
 
 
-def test_larger_pages_may_be_lost_too() -> None:
+def test_rate_is_kept_when_larger_pages_are_lost() -> None:
     table = Table(200)
     paced = table.paced(20)
     while table.now < 20:
@@ -276,7 +276,7 @@ LARGE_ITEMS = instant(3, padding=390 * KB, script=lost_and_throttled)
     ],
     ids=["small", "consistent", "lost and throttled"],
 )
-def test_a_table_pays_no_more_than_that(
+def test_server_log_shows_that_the_rate_is_kept(
     invoke: Invoke, settings: Settings, max_rcu: int, flags: str
 ) -> None:
     command = f"--max-rcu {max_rcu} --output json {flags}"

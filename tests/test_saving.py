@@ -173,7 +173,7 @@ def test_after_an_error_only_the_missing_segments_are_read(
         (signal.SIGKILL, -signal.SIGKILL, 1),  # as in a power cut, nobody tidies up
     ],
 )
-def test_however_it_was_ended_it_goes_on(
+def test_a_scan_that_was_ended_goes_on(
     invoke: Invoke, tmp_path: Path, number: signal.Signals, status: int, left_over: int
 ) -> None:
     processes: list[subprocess.Popen[bytes]] = []
@@ -261,7 +261,7 @@ def test_another_endpoint_is_another_scan(
     assert served.requests == []
 
 
-def test_binary_values_are_the_same_the_next_time(
+def test_the_same_binary_values_are_the_same_scan(
     invoke: Invoke, canned: Canned, tmp_path: Path
 ) -> None:
     values = '{":bytes": {"B": "AP8="}, ":set": {"BS": ["/w=="]}}'
@@ -340,7 +340,7 @@ def test_a_full_disk_costs_nothing_that_was_whole(
         (("--save", "-", "--select", "COUNT"), "--save needs the items"),
     ],
 )
-def test_what_makes_no_sense_is_wrong_usage(
+def test_no_folder_or_no_items_is_wrong_usage(
     invoke: Invoke, served: Lab, flags: tuple[str, ...], error: str
 ) -> None:
     ended = invoke("parallel_scan", *flags, at=served)

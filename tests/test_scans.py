@@ -7,7 +7,6 @@ and against dynalite.
 from __future__ import annotations
 
 import json
-import math
 import os
 import pty
 import re
@@ -21,7 +20,6 @@ from botocore.exceptions import ClientError
 from canned import EMPTY_PAGE, Canned
 from conftest import Invoke
 from engines import Engine
-from games import item_size
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from items import (
@@ -87,13 +85,6 @@ def test_page_size_decides_the_pages(engine: Engine, limit: int, pages: int) -> 
     metrics, items = read_all(engine, Limit=limit)
     assert metrics.pages == pages
     assert contents(items) == contents(lab_items())
-
-
-def test_pages_end_at_one_megabyte() -> None:
-    with serve(instant(20_000)) as large:
-        metrics, items = read_all(Engine(large.endpoint_url))
-    assert metrics.pages == math.ceil(sum(map(item_size, items)) / 2**20) == 4
-    assert contents(items) == contents(lab_items(20_000))
 
 
 def test_empty_page_is_not_the_end(real: Engine) -> None:
@@ -278,12 +269,6 @@ def test_capacity_is_unknown_if_one_page_is_silent(canned: Canned) -> None:
     assert metrics.consumed_rcu is None
 
 
-def test_unknown_capacity_is_shown_as_such(invoke: Invoke) -> None:
-    with serve(instant(100, report_capacity=False)) as lab:
-        for script in ("sequential_scan", "parallel_scan"):
-            assert "Consumed RCU          n/a\n" in invoke(script, at=lab).stdout
-
-
 def test_counting_sends_no_items_and_costs_the_same(lab: Lab) -> None:
     engine = Engine(lab.endpoint_url)
     metrics, items = Metrics(), []
@@ -431,20 +416,3 @@ def test_plain_client_returns_what_boto3_returns(lab: Lab) -> None:
     client = common.connect(endpoint_url=lab.endpoint_url, plain=True)
     (page,) = scan_pages(client, engine.request(), Metrics())
     assert contents(page["Items"]) == contents(lab_items())
-
-
-def test_shares_of_the_segments_make_up_the_table(lab: Lab, invoke: Invoke) -> None:
-    items = 0
-    for share, segments in {"0-2": [0, 1, 2], "3-3": [3], "4-6": [4, 5, 6]}.items():
-        flags = f"--total-segments 7 --segments {share} --output json"
-        metrics = json.loads(invoke("parallel_scan", *flags.split(), at=lab).stdout)
-        assert [each["segment"] for each in metrics["segments"]] == segments
-        items += metrics["items"]
-    assert items == ITEMS
-
-
-def test_counts_of_segments_add_up(lab: Lab) -> None:
-    engine = Engine(lab.endpoint_url)
-    before = len(scans_of(lab))
-    metrics = parallel_scan(engine.client(), engine.request(Limit=100), 5)
-    assert_as_logged(common.counts_json(metrics), scans_of(lab)[before:])

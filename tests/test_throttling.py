@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError, SSLError
 from canned import EMPTY_PAGE, Canned, Reply, refusal
-from conftest import Invoke
 from engines import Engine
 from items import (
     THROTTLE,
@@ -213,15 +212,3 @@ def test_waits_are_those_while_throttled(clock: Clock) -> None:
     assert end - start == pytest.approx(first)
     assert next_start - end == pytest.approx(lost)
     assert next_end - next_start == pytest.approx(second)
-
-
-def test_error_names_the_segment_and_the_remedy(
-    canned: Canned, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(common, "PATIENCE", 0.0)
-    canned.answer(refusal(THROTTLE))
-    ended = invoke("parallel_scan", "--total-segments", "1", at=canned)
-    error_line, hint = ended.stderr.splitlines()
-    assert ended.returncode == 1
-    assert error_line == "error: segment 0: DynamoDB throttled a page for half an hour"
-    assert hint.startswith("hint: raise the table's capacity")
