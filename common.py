@@ -259,7 +259,7 @@ class Metrics:
     started: float = 0.0
     seconds: float = 0.0
     cpu_seconds: float = 0.0  # of the whole process in that time
-    complete: bool = False
+    complete: bool = False  # a scan read everything; not used for a segment
     waits: list[tuple[float, float]] = field(default_factory=list)  # while throttled
     segments: dict[int, Metrics] = field(default_factory=dict)  # of a parallel scan
 
