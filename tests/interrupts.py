@@ -18,44 +18,29 @@ import os
 import random
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from games import GameTable, game_table
-from items import instant
-from local_dynamodb import Settings, lab_environment, serve
-from running import BUNDLE
+from games import game_table
+from items import ITEMS, instant
+from local_dynamodb import serve
+from running import start
 from tabulate import tabulate
 
-ITEMS = 5000
-PAGE = 20
 SEGMENTS = 60  # of a scan that saves: some are whole within a second
 LIMIT = 2.0  # seconds from the first signal to the end
-AT_A_TIME = 2
-ALL = ("sequential_scan.py", "parallel_scan.py", "compare.py")
-PARALLEL = ("parallel_scan.py",)
-COMPARE = ("compare.py",)
-
-
-@dataclass(frozen=True)
-class Situation:
-    """What a script is in the middle of. {folder} in its flags is an empty folder."""
-
-    scripts: tuple[str, ...] = ALL
-    flags: str = ""
-    lab: Settings | None = None  # None: the endpoint never answers
-    output_is_read: bool = True
-    seconds: float = 1.0  # within which the signal comes
+ALL = ["sequential_scan.py", "parallel_scan.py", "compare.py"]
 
 
 def hang(number: int, _: object) -> str | None:
@@ -63,23 +48,36 @@ def hang(number: int, _: object) -> str | None:
     return "hang" if number >= 30 else None
 
 
-SLOW = instant(ITEMS, latency_ms=20)
-THROTTLED = instant(ITEMS, read_capacity=1, burst_seconds=1)
-HANGING = instant(ITEMS, script=hang)
-SAVE = f"--save {{folder}} --total-segments {SEGMENTS} --workers 4"
+# Settings of the local lab
+SLOW: dict[str, Any] = {"latency_ms": 20}
+STARVED: dict[str, Any] = {"read_capacity": 1, "burst_seconds": 1}
+HANGING: dict[str, Any] = {"script": hang}
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What a script is in the middle of. {folder} in it is an empty folder."""
+
+    scripts: list[str]
+    lab: dict[str, Any] | None  # None: the endpoint never answers
+    output_is_read: bool = True
+    seconds: float = 1.0  # within which the signal comes
+
+
+SAVE = f"parallel_scan.py --save {{folder}} --total-segments {SEGMENTS} --workers 4"
 SITUATIONS = {
-    "connecting": Situation(),
-    "reading": Situation(lab=SLOW),
-    "unanswered": Situation(lab=HANGING),
-    "throttled": Situation(lab=THROTTLED),
-    "waiting for a turn": Situation(PARALLEL, "--max-rcu 1", instant(ITEMS)),
-    "saving": Situation(PARALLEL, SAVE, SLOW),
-    "saving, unanswered": Situation(PARALLEL, SAVE, HANGING),
-    "saving, throttled": Situation(PARALLEL, SAVE, THROTTLED),
-    "saving, waiting": Situation(PARALLEL, f"{SAVE} --max-rcu 1", instant(ITEMS)),
-    "output not read": Situation(PARALLEL, "--save -", instant(ITEMS), False),
-    "report not read": Situation(COMPARE, "", instant(100), False),
-    "ending": Situation(lab=instant(100), seconds=0.2),
+    "connecting": Situation(ALL, None),
+    "reading": Situation(ALL, SLOW),
+    "unanswered": Situation(ALL, HANGING),
+    "throttled": Situation(ALL, STARVED),
+    "waiting for a turn": Situation(["parallel_scan.py --max-rcu 1"], {}),
+    "saving": Situation([SAVE], SLOW),
+    "saving, unanswered": Situation([SAVE], HANGING),
+    "saving, throttled": Situation([SAVE], STARVED),
+    "saving, waiting": Situation([f"{SAVE} --max-rcu 1"], {}),
+    "output not read": Situation(["parallel_scan.py --save -"], {}, False),
+    "report not read": Situation(["compare.py"], {}, False),
+    "ending": Situation(ALL, {"items": 100}, seconds=0.2),
 }
 
 
@@ -89,18 +87,11 @@ class End:
 
     situation: str
     script: str
-    signals: list[str]
+    signals: list[signal.Signals]
     moment: float
     status: int
     seconds: float
-    wrong: list[str] = field(default_factory=list)
-
-
-@contextmanager
-def silent_endpoint() -> Iterator[str]:
-    """An endpoint that accepts connections, and never answers."""
-    with socket.create_server(("127.0.0.1", 0), backlog=500) as server:
-        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+    wrong: list[str]
 
 
 @contextmanager
@@ -136,24 +127,18 @@ def wait_until_ready(pid: int) -> None:
     raise TimeoutError(f"process {pid} does not handle SIGTERM")
 
 
-def interrupted(
-    name: str, script: str, signals: list[signal.Signals], moment: float, url: str
+def interrupt(
+    name: str, script: str, signals: list[Any], moment: float, at: Any
 ) -> End:
     """Start a script, interrupt it, and look at what is left."""
-    situation = SITUATIONS[name]
     with ExitStack() as held:
         folder = Path(held.enter_context(tempfile.TemporaryDirectory()))
-        said = held.enter_context(tempfile.TemporaryFile())
-        output = said.fileno()
-        if not situation.output_is_read:
+        written = held.enter_context(tempfile.TemporaryFile())
+        output = written.fileno()
+        if not SITUATIONS[name].output_is_read:
             output = held.enter_context(full_pipe())
-        flags = situation.flags.format(folder=folder).split()
-        process = subprocess.Popen(
-            [sys.executable, BUNDLE / script, "--page-size", str(PAGE), *flags],
-            env=lab_environment(url),
-            stdout=output,
-            stderr=output,
-        )
+        command = f"{script} --page-size 5".format(folder=folder)
+        process = start(command, at, output, output)
         try:
             wait_until_ready(process.pid)
             time.sleep(moment)
@@ -166,57 +151,62 @@ def interrupted(
             seconds = time.monotonic() - sent
         finally:
             process.kill()
-        said.seek(0)
-        text = said.read().decode(errors="replace")
-        names = [number.name for number in signals]
-        end = End(name, script, names, moment, process.returncode, seconds)
-        ended_by_itself = end.status == 0 and "Total execution time" in text
-        # A second signal may come when Python is about to end. Then it ends Python.
-        ended_by_second = len(signals) == 2 and -end.status in signals
-        if end.status != 130 and not ended_by_itself and not ended_by_second:
-            end.wrong.append(f"status {end.status}")
-        if end.seconds > LIMIT:
-            end.wrong.append("too late")
-        if "Traceback" in text or "Exception" in text:
-            end.wrong.append(text)
+        written.seek(0)
+        text = written.read().decode(errors="replace")
+        end = End(name, script, signals, moment, process.returncode, seconds, [])
+        end.wrong += what_is_wrong(end, text)
+        end.wrong += damaged_segments(folder)
         if len(signals) == 1:
             end.wrong += [f"left {path.name}" for path in folder.glob("*.part")]
-        end.wrong += damaged_segments(folder)
         return end
+
+
+def what_is_wrong(end: End, text: str) -> Iterator[str]:
+    """What is wrong with the way a script ended, and with the text that it wrote."""
+    ended_by_itself = end.status == 0 and "Total execution time" in text
+    # A second signal may come when Python is about to end. Then it ends Python.
+    ended_by_second = len(end.signals) == 2 and -end.status in end.signals
+    if end.status != 130 and not ended_by_itself and not ended_by_second:
+        yield f"status {end.status}"
+    if end.seconds > LIMIT:
+        yield "too late"
+    if "Traceback" in text or "Exception" in text:
+        yield text
 
 
 def damaged_segments(folder: Path) -> Iterator[str]:
     """The saved segments that do not have as many lines as the table has items."""
-    table: GameTable = game_table(ITEMS)
     for path in folder.glob("*.jsonl"):
         segment = int(path.stem.partition("-")[2])
-        first, end = table.bounds(segment, SEGMENTS)
+        first, end = game_table(ITEMS).bounds(segment, SEGMENTS)
         lines = path.read_bytes().count(b"\n")
         if lines != end - first:
             yield f"{path.name} has {lines} of {end - first} items"
 
 
 def campaign(count: int, seed: int) -> list[End]:
-    """Interrupt so many scripts, in all situations in turn."""
+    """Interrupt so many scripts, in all situations in turn, two at a time."""
     chance = random.Random(seed)
     with ExitStack() as served:
-        silent = served.enter_context(silent_endpoint())
-        urls = {}
+        silent = served.enter_context(
+            socket.create_server(("127.0.0.1", 0), backlog=500)
+        )
+        nowhere = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        endpoints: dict[str, Any] = {}
         for name, situation in SITUATIONS.items():
-            urls[name] = silent
-            if situation.lab:
-                lab = served.enter_context(serve(situation.lab))
-                urls[name] = lab.endpoint_url
-        pool = served.enter_context(ThreadPoolExecutor(AT_A_TIME))
+            endpoints[name] = SimpleNamespace(endpoint_url=nowhere)
+            if situation.lab is not None:
+                lab = serve(instant(**situation.lab))
+                endpoints[name] = served.enter_context(lab)
+        pool = served.enter_context(ThreadPoolExecutor(2))
         jobs = []
         for name in islice(cycle(SITUATIONS), count):
-            situation = SITUATIONS[name]
-            script = chance.choice(situation.scripts)
+            script = chance.choice(SITUATIONS[name].scripts)
             how_many = chance.choice([1, 1, 1, 2])
             signals = chance.choices([signal.SIGINT, signal.SIGTERM], k=how_many)
-            moment = chance.uniform(0, situation.seconds)
-            url = urls[name]
-            jobs.append(pool.submit(interrupted, name, script, signals, moment, url))
+            moment = chance.uniform(0, SITUATIONS[name].seconds)
+            at = endpoints[name]
+            jobs.append(pool.submit(interrupt, name, script, signals, moment, at))
         return [job.result() for job in jobs]
 
 

@@ -1,4 +1,4 @@
-"""The lab's items, and what a scan made of them: the items, and the server's log."""
+"""The lab's items, scans of them, and what the server's log says of a scan."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from collections.abc import Iterable
 from typing import Any
 
 from games import game_table
-from local_dynamodb import Lab, Settings
+from local_dynamodb import TABLE_NAME, Lab, Settings
 
-from common import Page
-from parallel_scan import Output
+from common import Client, Metrics, Page, connect, scan_pages
+from parallel_scan import Output, parallel_scan
 
 Json = dict[str, Any]
 ITEMS = 2000  # what the lab's table has
-THROTTLE = "ProvisionedThroughputExceededException"  # of a provisioned table
+REQUEST = {"TableName": TABLE_NAME}
+THROTTLED = "ProvisionedThroughputExceededException"
 
 
-def instant(items: int, **more: Any) -> Settings:
+def instant(items: int = ITEMS, **more: Any) -> Settings:
     """A table that takes no time and never throttles, unless told otherwise."""
     usual = {"latency_ms": 0, "ms_per_mb": 0, "read_capacity": 0}
     return Settings(items=items, **{**usual, **more})
@@ -34,34 +35,47 @@ def contents(items: Iterable[Any]) -> Counter[str]:
     return Counter(json.dumps(item, sort_keys=True) for item in items)
 
 
-class Kept:
-    """Keeps the items of a parallel scan: their JSON texts, by segment.
-
-    It is what `parallel_scan` takes as open_output: open_output=Kept().
-    """
-
-    def __init__(self) -> None:
-        self.texts: dict[int, list[Any]] = {}
-
-    def __call__(self, segment: int) -> Output:
-        self.texts[segment] = []
-        return Keeping(self.texts[segment])
-
-    def items(self) -> list[Json]:
-        return [json.loads(text) for texts in self.texts.values() for text in texts]
-
-
-class Keeping(Output):
-    def __init__(self, texts: list[Any]) -> None:
-        self.texts = texts
-
-    def write(self, page: Page) -> None:
-        self.texts += page["Items"]
-
-
-def saved_items(lines: bytes) -> list[Any]:
+def saved_items(lines: str) -> list[Any]:
     """The items of what --save writes."""
-    return [json.loads(line)["Item"] for line in lines.splitlines()]
+    return [json.loads(line)["Item"] for line in lines.split("\n") if line]
+
+
+# --- Scans: the metrics and the items -------------------------------------------------
+
+
+def client_of(at: Any) -> Client:
+    """A client, as the scripts have it, of what has an `endpoint_url`."""
+    return connect(endpoint_url=at.endpoint_url)
+
+
+def read_pages(at: Any, **request: Any) -> tuple[Metrics, list[Any]]:
+    """Scan page after page. `request` has more parameters of Scan."""
+    metrics = Metrics()
+    pages = list(scan_pages(client_of(at), {**REQUEST, **request}, metrics))
+    return metrics, [json.loads(text) for page in pages for text in page["Items"]]
+
+
+def read_segments(
+    at: Any, total_segments: int, workers: int | None = None, **request: Any
+) -> tuple[Metrics, list[Any]]:
+    """Scan in segments."""
+    items: list[Any] = []
+
+    class Keep(Output):
+        def write(self, page: Page) -> None:
+            items.extend(json.loads(text) for text in page["Items"])
+
+    metrics = parallel_scan(
+        client_of(at),
+        {**REQUEST, **request},
+        total_segments,
+        workers,
+        open_output=lambda segment: Keep(),
+    )
+    return metrics, items
+
+
+# --- The request log ------------------------------------------------------------------
 
 
 def scans_of(lab: Lab) -> list[Json]:
@@ -77,7 +91,7 @@ def outcomes(lab: Lab) -> Counter[str]:
 def assert_as_logged(counts: Json, log: list[Json]) -> None:
     """Assert that a scan's counts are those of its requests in the server's log."""
     served = [entry for entry in log if entry["outcome"] == "ok"]
-    refused = [entry for entry in log if entry["outcome"] == THROTTLE]
+    refused = [entry for entry in log if entry["outcome"] == THROTTLED]
     assert counts["items"] == sum(entry["items"] for entry in served)
     assert counts["scanned"] == sum(entry["items"] for entry in served)
     assert counts["consumed_rcu"] == sum(entry["rcu"] for entry in served)

@@ -51,45 +51,45 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from games import MB, Json, Page, game_table, hash_of, lowest_hash, to_json
+from games import MB, Json, Page, game_table, hash_of, hash_range, to_json
 
 TABLE_NAME = "GameLeaderboard"
 FAULTS = ("throttle", "500", "reset", "truncated", "bad-crc")
 
-Clock = Callable[[], float]
-Script = Callable[[int, Json], "str | None"]
+
+def option(default: float, meaning: str) -> Any:
+    """A setting that is also an option of the command line."""
+    return field(default=default, metadata={"help": f"{meaning} ({default:g})"})
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the lab models: the options of the command line, and three for tests.
+    """What the lab models. The last two settings are for tests.
 
-    `script` is called with a Scan's number (valid Scans, from 0) and its parameters. It
-    returns the name of a fault or None. It may also say "hang": no answer comes.
-    `padding` adds an attribute of so many bytes to every item. Without
-    `report_capacity`, no answer has a ConsumedCapacity.
+    `script` is called with the number of a Scan (from 0) and its parameters. It returns
+    the fault that this Scan meets, or None. Its fault may also be "hang": no answer
+    comes. `padding` adds an attribute of so many bytes to every item.
     """
 
-    items: int = 20_000
-    latency_ms: float = 10.0
-    ms_per_mb: float = 100.0
-    read_capacity: int = 5
-    burst_seconds: float = 300.0
-    update_seconds: float = 1.5
-    fault_rate: float = 0.0
-    seed: int = 0
-    port: int = 0
+    items: int = option(20_000, "items in the table")
+    latency_ms: float = option(10.0, "the fixed part of an answer's time")
+    ms_per_mb: float = option(100.0, "the time to read 1 MB of items")
+    read_capacity: int = option(5, "RCU a second; 0: on demand")
+    burst_seconds: float = option(300.0, "seconds of unused RCU that are saved")
+    update_seconds: float = option(1.5, "how long UpdateTable takes")
+    fault_rate: float = option(0.0, "probability that a Scan meets a fault")
+    seed: int = option(0, "which faults are drawn")
+    port: int = option(0, "0: any free one")
     request_log: Path | None = None
-    script: Script | None = None
+    script: Callable[[int, Json], str | None] | None = None
     padding: int = 0
-    report_capacity: bool = True
 
 
 # --- Capacity -------------------------------------------------------------------------
@@ -98,32 +98,28 @@ class Settings:
 class Bucket:
     """The RCU that are left: `rate` more each second, at most `burst_seconds` of it."""
 
-    def __init__(self, rate: float, burst_seconds: float, clock: Clock) -> None:
+    def __init__(
+        self, rate: float, burst_seconds: float, clock: Callable[[], float]
+    ) -> None:
         self.rate = rate
         self.burst_seconds = burst_seconds
         self.clock = clock
-        self.balance = rate * burst_seconds
+        self.rcu = rate * burst_seconds
         self.filled = clock()  # when it was last brought up to date
 
     def fill(self, now: float) -> None:
         """Add what has come in since the last time."""
-        self.balance += self.rate * (now - self.filled)
-        self.balance = min(self.balance, self.rate * self.burst_seconds)
+        self.rcu += self.rate * (now - self.filled)
+        self.rcu = min(self.rcu, self.rate * self.burst_seconds)
         self.filled = now
 
     def take(self, rcu: float) -> bool:
-        """Pay for a page, if anything is left. The balance may go below zero."""
+        """Pay for a page, if anything is left. Then less than nothing may be left."""
         self.fill(self.clock())
-        if self.balance <= 0:
+        if self.rcu <= 0:
             return False
-        self.balance -= rcu
+        self.rcu -= rcu
         return True
-
-    def change_rate(self, rate: float, when: float) -> None:
-        """From `when` on, fill at another rate. Keep what is saved, up to the limit."""
-        self.fill(when)
-        self.rate = rate
-        self.fill(when)
 
 
 def rcu_of(page: Page, consistent: bool) -> float:
@@ -132,43 +128,24 @@ def rcu_of(page: Page, consistent: bool) -> float:
     return blocks * 1.0 if consistent else blocks * 0.5
 
 
-# --- Requests that DynamoDB would refuse, or that the lab does not model --------------
+# --- Requests that are refused --------------------------------------------------------
 
 
 class Refusal(Exception):
     """An error that is the answer to a request. Its name is DynamoDB's own."""
 
-    def __init__(self, name: str, message: str, status: int = 400) -> None:
-        super().__init__(name, message)
-        self.status = status
-        self.outcome = name if status == 400 else str(status)
-        kind = f"com.amazonaws.dynamodb.v20120810#{name}"
-        self.document: Json = {"__type": kind, "message": message}
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(message)
+        self.name = name
 
 
 def invalid(message: str) -> Refusal:
     return Refusal("ValidationException", message)
 
 
-def throttled() -> Refusal:
-    name = "ProvisionedThroughputExceededException"
-    return Refusal(name, "The table's read capacity is exceeded.")
-
-
-def parse(body: bytes) -> Json:
-    with suppress(ValueError):
-        params = json.loads(body)
-        if isinstance(params, dict):
-            return params
-    raise Refusal("SerializationException", "The request is not a JSON object.")
-
-
-def check_table(operation: str, params: Json) -> None:
-    if operation not in ("DescribeTable", "UpdateTable", "Scan"):
-        message = f"the local lab does not model {operation}"
-        raise Refusal("UnknownOperationException", message)
-    if params.get("TableName") != TABLE_NAME:
-        raise Refusal("ResourceNotFoundException", "There is no such table.")
+def error_body(name: str, message: str) -> bytes:
+    kind = f"com.amazonaws.dynamodb.v20120810#{name}"
+    return to_json({"__type": kind, "message": message})
 
 
 def check_names(params: Json, *modelled: str) -> None:
@@ -179,11 +156,8 @@ def check_names(params: Json, *modelled: str) -> None:
 
 
 def check_number(params: Json, name: str, low: int, high: int = 2**31 - 1) -> None:
-    """Refuse what is not a whole number in this range. The parameter may be missing."""
-    value = params.get(name, low)
-    if type(value) is not int:
-        raise Refusal("SerializationException", f"{name} is not a whole number.")
-    if not low <= value <= high:
+    """Refuse a number that is not in this range. The parameter may be missing."""
+    if not low <= params.get(name, low) <= high:
         raise invalid(f"{name} must be from {low} to {high}.")
 
 
@@ -206,18 +180,22 @@ def check_scan(params: Json) -> None:
 
 
 class Answer(NamedTuple):
-    """What goes back to the client, and how many seconds that takes in the model."""
+    """What goes back to the client, and what the request log says about it."""
 
     status: int
     body: bytes
-    seconds: float
-    fault: str | None = None
+    outcome: str = "ok"
+    items: int = 0
+    rcu: float = 0  # what the table paid
+    size: int = 0  # of the items that were read, in bytes
 
 
 class Lab:
     """The table and its state."""
 
-    def __init__(self, settings: Settings, clock: Clock = time.monotonic) -> None:
+    def __init__(
+        self, settings: Settings, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.settings = settings
         self.clock = clock
         self.started = clock()
@@ -228,46 +206,47 @@ class Lab:
         self.on_demand = read == 0
         write = 0 if self.on_demand else 5
         self.capacity = {"ReadCapacityUnits": read, "WriteCapacityUnits": write}
-        self.next_capacity = self.capacity  # another one while the table is updated
+        self.next_capacity: Json | None = None  # what an update will make of it
         self.update_ends = 0.0
         self.bucket = Bucket(read, settings.burst_seconds, clock)
-        self.scans = 0  # how many were valid
+        self.scans = 0  # how many there were, without those that were not valid
         self.chance = random.Random(settings.seed)
-        self.lock = threading.RLock()
+        self.lock = threading.Lock()
 
     def answer(self, operation: str, body: bytes) -> Answer:
-        """Accept or refuse one request, and enter it in the request log."""
-        params: Json = {}
-        status = 200
+        """Answer one request, and enter it in the request log."""
         with self.lock:
+            params: Json = {}
             try:
-                params = parse(body)
-                check_table(operation, params)
-                self.finish_update()
-                if operation == "Scan":
-                    return self.scan(params)
-                if operation == "UpdateTable":
-                    self.start_update(params)
-                    document = {"TableDescription": self.description()}
-                else:
-                    document = {"Table": self.description()}
-                self.log(operation, params, "ok")
-            except Refusal as refusal:
-                status = refusal.status
-                document = refusal.document
-                self.log(operation, params, refusal.outcome)
-        return Answer(status, to_json(document), self.settings.latency_ms / 1000)
+                params = json.loads(body)
+                answer = self.answer_to(operation, params)
+            except Refusal as error:
+                answer = Answer(400, error_body(error.name, str(error)), error.name)
+            self.log(operation, params, answer)
+        return answer
 
-    def log(
-        self, operation: str, params: Json, outcome: str, items: int = 0, rcu: float = 0
-    ) -> None:
+    def answer_to(self, operation: str, params: Json) -> Answer:
+        if operation not in ("DescribeTable", "UpdateTable", "Scan"):
+            message = f"the local lab does not model {operation}"
+            raise Refusal("UnknownOperationException", message)
+        if params.get("TableName") != TABLE_NAME:
+            raise Refusal("ResourceNotFoundException", "There is no such table.")
+        self.finish_update()
+        if operation == "Scan":
+            return self.scan(params)
+        if operation == "DescribeTable":
+            return Answer(200, to_json({"Table": self.description()}))
+        self.start_update(params)
+        return Answer(200, to_json({"TableDescription": self.description()}))
+
+    def log(self, operation: str, params: Json, answer: Answer) -> None:
         entry = {
             "time": round(self.clock() - self.started, 6),
             "operation": operation,
             "segment": params.get("Segment"),
-            "items": items,
-            "rcu": rcu,
-            "outcome": outcome,
+            "items": answer.items,
+            "rcu": answer.rcu,
+            "outcome": answer.outcome,
         }
         self.requests.append(entry)
         if self.settings.request_log:
@@ -276,13 +255,10 @@ class Lab:
 
     # DescribeTable and UpdateTable
 
-    def updating(self) -> bool:
-        return self.next_capacity != self.capacity
-
     def description(self) -> Json:
         table: Json = {
             "TableName": TABLE_NAME,
-            "TableStatus": "UPDATING" if self.updating() else "ACTIVE",
+            "TableStatus": "UPDATING" if self.next_capacity else "ACTIVE",
             "KeySchema": [
                 {"AttributeName": "player_id", "KeyType": "HASH"},
                 {"AttributeName": "game_id", "KeyType": "RANGE"},
@@ -298,14 +274,10 @@ class Lab:
     def start_update(self, params: Json) -> None:
         """Begin to change the capacity. The old one counts until that is finished."""
         check_names(params, "TableName", "ProvisionedThroughput")
-        wanted = params.get("ProvisionedThroughput")
-        if not isinstance(wanted, dict) or wanted.keys() != self.capacity.keys():
-            raise invalid("ReadCapacityUnits and WriteCapacityUnits are required.")
-        for name in self.capacity:
-            check_number(wanted, name, 1)
+        wanted = params["ProvisionedThroughput"]
         if self.on_demand:
             raise invalid("A table on demand has no capacity to change.")
-        if self.updating():
+        if self.next_capacity:
             raise Refusal("ResourceInUseException", "The table is being updated.")
         if wanted == self.capacity:
             raise invalid("The requested value equals the current value.")
@@ -314,10 +286,11 @@ class Lab:
 
     def finish_update(self) -> None:
         """Put the new capacity into force, once the time for it has come."""
-        if self.updating() and self.clock() >= self.update_ends:
+        if self.next_capacity and self.clock() >= self.update_ends:
             self.capacity = self.next_capacity
-            rate = self.capacity["ReadCapacityUnits"]
-            self.bucket.change_rate(rate, self.update_ends)
+            self.next_capacity = None
+            self.bucket.fill(self.update_ends)  # until then, at the old rate
+            self.bucket.rate = self.capacity["ReadCapacityUnits"]
 
     # Scan
 
@@ -325,34 +298,19 @@ class Lab:
         """Find the page, let the request pay for it, and answer with it."""
         check_scan(params)
         page = self.find_page(params)
-        count = page.end - page.first
-        rcu = rcu_of(page, bool(params.get("ConsistentRead")))
-
         fault = self.choose_fault(params)
         if fault == "hang":
-            self.log("Scan", params, fault)
-            return Answer(0, b"", 0.0, fault)
+            return Answer(0, b"", fault)
         if fault == "500":
-            raise Refusal("InternalServerError", "Internal server error", status=500)
-        if fault == "throttle":
-            raise throttled()
-        if not self.on_demand and not self.bucket.take(rcu):
-            raise throttled()
-        self.log("Scan", params, fault or "ok", count, rcu)
-
-        document: Json = {"Count": count, "ScannedCount": count}
-        if page.limited:
-            document["LastEvaluatedKey"] = self.table.key(page.end - 1)
-        asked = params.get("ReturnConsumedCapacity", "NONE") != "NONE"
-        if asked and self.settings.report_capacity:
-            consumed = {"TableName": TABLE_NAME, "CapacityUnits": rcu}
-            document["ConsumedCapacity"] = consumed
-        answer = to_json(document)
-        if params.get("Select") != "COUNT":
-            items = b",".join(self.table.items[page.first : page.end])
-            answer = answer[:-1] + b',"Items":[' + items + b"]}"
-        ms = self.settings.latency_ms + self.settings.ms_per_mb * page.size / MB
-        return Answer(200, answer, ms / 1000, fault)
+            return Answer(500, error_body("InternalServerError", ""), fault)
+        rcu = rcu_of(page, params.get("ConsistentRead") is True)
+        has_capacity = self.on_demand or self.bucket.take(rcu)
+        if fault == "throttle" or not has_capacity:
+            name = "ProvisionedThroughputExceededException"
+            raise Refusal(name, "The table's read capacity is exceeded.")
+        body = self.page_body(page, params, rcu)
+        count = page.end - page.first
+        return Answer(200, body, fault or "ok", count, rcu, page.size)
 
     def find_page(self, params: Json) -> Page:
         segment = params.get("Segment", 0)
@@ -361,12 +319,11 @@ class Lab:
         if "ExclusiveStartKey" in params:
             key = params["ExclusiveStartKey"]
             try:
-                player_id = str(key["player_id"]["S"])
-                game_id = str(key["game_id"]["S"])
-            except (KeyError, TypeError):
+                player_id = key["player_id"]["S"]
+                game_id = key["game_id"]["S"]
+            except KeyError:
                 raise invalid("ExclusiveStartKey is no key of this table.") from None
-            low = lowest_hash(segment, total_segments)
-            high = lowest_hash(segment + 1, total_segments)
+            low, high = hash_range(segment, total_segments)
             if not low <= hash_of(player_id) < high:
                 raise invalid("ExclusiveStartKey is not in this segment.")
             first = self.table.after(player_id, game_id)
@@ -382,6 +339,25 @@ class Lab:
             return self.chance.choice(FAULTS)
         return None
 
+    def page_body(self, page: Page, params: Json, rcu: float) -> bytes:
+        count = page.end - page.first
+        document: Json = {"Count": count, "ScannedCount": count}
+        if page.limited:
+            document["LastEvaluatedKey"] = self.table.key(page.end - 1)
+        if params.get("ReturnConsumedCapacity", "NONE") != "NONE":
+            consumed = {"TableName": TABLE_NAME, "CapacityUnits": rcu}
+            document["ConsumedCapacity"] = consumed
+        body = to_json(document)
+        if params.get("Select") == "COUNT":
+            return body
+        items = b",".join(self.table.items[page.first : page.end])
+        return body[:-1] + b',"Items":[' + items + b"]}"
+
+    def seconds(self, answer: Answer) -> float:
+        """How long an answer takes in the model."""
+        ms = self.settings.latency_ms + self.settings.ms_per_mb * answer.size / MB
+        return ms / 1000
+
 
 # --- HTTP -----------------------------------------------------------------------------
 
@@ -394,30 +370,27 @@ class Handler(BaseHTTPRequestHandler):
     wbufsize = -1  # a buffer: the head goes out together with the body's first part
     server: Server
 
-    def setup(self) -> None:
-        self.server.connections.append(self.request)
-        super().setup()
-
     def do_POST(self) -> None:
         arrived = time.monotonic()
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = self.rfile.read(int(self.headers["Content-Length"]))
         operation = self.headers.get("X-Amz-Target", "").rpartition(".")[2]
         answer = self.server.lab.answer(operation, body)
-        if answer.fault == "hang":
-            self.rfile.read(1)  # until the client gives up, or the server stops
+        if answer.outcome == "hang":
+            self.rfile.read(1)  # until the client gives up
             self.close_connection = True
             return
         crc32 = zlib.crc32(answer.body)
-        if answer.fault == "bad-crc":
+        if answer.outcome == "bad-crc":
             crc32 += 1
-        time.sleep(max(0.0, arrived + answer.seconds - time.monotonic()))
+        ready = arrived + self.server.lab.seconds(answer)
+        time.sleep(max(0.0, ready - time.monotonic()))
         self.send_response(answer.status)
         self.send_header("Content-Type", "application/x-amz-json-1.0")
         self.send_header("Content-Length", str(len(answer.body)))
         self.send_header("x-amz-crc32", str(crc32))
         self.end_headers()
-        if answer.fault in ("reset", "truncated"):
-            self.send_half(answer.body, reset=answer.fault == "reset")
+        if answer.outcome in ("reset", "truncated"):
+            self.send_half(answer.body, reset=answer.outcome == "reset")
         else:
             self.wfile.write(answer.body)
 
@@ -443,22 +416,13 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
-        self.connections: list[socket.socket] = []  # all there ever were
         super().__init__(("127.0.0.1", lab.settings.port), Handler)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say why a request got no answer. That a client is gone is no error."""
         error = sys.exc_info()[1]
         if not isinstance(error, ConnectionError):
-            warn(f"error: a request failed: {error}")
-
-    def stop(self) -> None:
-        """Stop serving, and end the connections that are still open."""
-        self.shutdown()
-        self.server_close()
-        for connection in self.connections:
-            with suppress(OSError):  # it may be closed already
-                connection.shutdown(socket.SHUT_RDWR)
+            warn(f"error: a request failed: {error!r}")
 
 
 @contextmanager
@@ -472,15 +436,13 @@ def serve(settings: Settings) -> Iterator[Lab]:
     lab.endpoint_url = f"http://127.0.0.1:{server.server_address[1]}"
     if settings.request_log:
         settings.request_log.write_text("")  # an earlier one is replaced
-    poll_interval = 0.05  # seconds until it notices that it is to stop
-    thread = threading.Thread(
-        target=server.serve_forever, args=(poll_interval,), daemon=True
-    )
-    thread.start()
+    # Every 0.05 seconds, it looks whether it has to stop.
+    threading.Thread(target=server.serve_forever, args=[0.05], daemon=True).start()
     try:
         yield lab
     finally:
-        server.stop()
+        server.shutdown()
+        server.server_close()
 
 
 # --- Command line ---------------------------------------------------------------------
@@ -503,12 +465,9 @@ def settings_for_aws(endpoint_url: str) -> dict[str, str]:
 
 def lab_environment(endpoint_url: str) -> dict[str, str]:
     """The environment of a program that uses the lab: no AWS setting is the user's."""
-    environment = dict(os.environ)
-    for name in os.environ:
-        if name.startswith("AWS_"):
-            del environment[name]
-    environment.update(settings_for_aws(endpoint_url))
-    return environment
+    users = os.environ.items()
+    others = {name: value for name, value in users if not name.startswith("AWS_")}
+    return {**others, **settings_for_aws(endpoint_url)}
 
 
 # The same rule for sh, bash and zsh. One name is given: zsh's unset needs at least one.
@@ -539,7 +498,7 @@ def run(command: list[str], endpoint_url: str) -> int:
     words = command
     if name == "python":
         words = [sys.executable, *command[1:]]
-    elif name.endswith(".py") and Path(name).is_file():
+    elif name.endswith(".py"):
         words = [sys.executable, *command]
     # Ctrl-C reaches COMMAND, too. What to do is COMMAND's decision, so we go on.
     # (To ignore the signal would not do: COMMAND would inherit that.)
@@ -548,45 +507,15 @@ def run(command: list[str], endpoint_url: str) -> int:
         child = subprocess.Popen(words, env=lab_environment(endpoint_url))
     except OSError as error:
         warn(f"error: cannot run {name}: {error.strerror}")
-        for file in (f"{name}.py", f"./{name}"):
-            if Path(file).is_file():
-                warn(f"hint: did you mean {file}?")
         return 127
     signal.signal(signal.SIGTERM, lambda *_: child.terminate())
     if command in (["bash"], ["sh"], ["zsh"]) and sys.stdin.isatty():
         warn(f"this shell uses {TABLE_NAME} at {endpoint_url}; exit ends both")
     status = child.wait()
-    if status == 2:
-        point_out_own_option(command)
     return status if status >= 0 else 128 - status
 
 
-def point_out_own_option(command: list[str]) -> None:
-    """COMMAND did not understand its options. Perhaps one was meant for the lab."""
-    for word in command[1:]:
-        option = word.partition("=")[0]
-        if option == "--request-log" or option in [f"--{name}" for name in NUMBERS]:
-            what = f"{option} is an option of the local lab"
-            warn(f"hint: {what}: put it before {command[0]}")
-            return
-
-
-MANY = 1_000_000_000
-# The options that take a number: the lowest, the highest, and what it means.
-NUMBERS = {
-    "items": (0, 10_000_000, "items in the table"),
-    "latency-ms": (0, MANY, "the fixed part of an answer's time"),
-    "ms-per-mb": (0, MANY, "the time to read 1 MB of items"),
-    "read-capacity": (0, MANY, "RCU a second; 0: on demand"),
-    "burst-seconds": (1, MANY, "seconds of unused capacity that are saved"),
-    "update-seconds": (0, MANY, "how long UpdateTable takes"),
-    "fault-rate": (0, 1, "probability that a Scan meets a fault"),
-    "seed": (0, MANY, "which faults are drawn"),
-    "port": (0, 65_535, "0: any free one"),
-}
-
-
-def parse_arguments(argv: Sequence[str] | None) -> tuple[Settings, list[str]]:
+def parse_arguments() -> tuple[Settings, list[str]]:
     """The settings, and COMMAND with its own arguments."""
     parser = argparse.ArgumentParser(
         usage="%(prog)s [options] [COMMAND ...]",
@@ -595,25 +524,23 @@ def parse_arguments(argv: Sequence[str] | None) -> tuple[Settings, list[str]]:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    defaults = vars(Settings())
-    for name, (_, _, meaning) in NUMBERS.items():
-        default = defaults[name.replace("-", "_")]
-        text = f"{meaning} ({default:g})"
-        add(f"--{name}", metavar="N", type=type(default), default=default, help=text)
+    numbers = [setting for setting in fields(Settings) if "help" in setting.metadata]
+    for setting in numbers:
+        name = setting.name.replace("_", "-")
+        kind = type(setting.default)
+        add(f"--{name}", type=kind, metavar="N", help=setting.metadata["help"])
+        parser.set_defaults(**{setting.name: setting.default})
     add("--request-log", metavar="FILE", type=Path, help="a line of JSON a request")
     add("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-    options = vars(parser.parse_args(argv))
-    for name, (low, high, _) in NUMBERS.items():
-        if not low <= options[name.replace("-", "_")] <= high:
-            parser.error(f"argument --{name}: a number from {low} to {high} is needed")
+    options = vars(parser.parse_args())
     command = options.pop("command")
-    if command and command[0] == "--":
-        command = command[1:]
+    if any(options[setting.name] < 0 for setting in numbers):
+        parser.error("a number must not be below 0")
     return Settings(**options), command
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    settings, command = parse_arguments(argv)
+def main() -> int:
+    settings, command = parse_arguments()
     try:
         with serve(settings) as lab:
             if command:

@@ -5,30 +5,64 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from local_dynamodb import lab_environment
 
 BUNDLE = Path(__file__).parent.parent
-Ended = subprocess.CompletedProcess[str]
+PIPE = subprocess.PIPE
 
 
-def run(endpoint_url: str, script: str, *flags: str, **env: str) -> Ended:
-    """Run a script of the bundle to its end: run(url, "compare.py", "--runs", "2")."""
-    return subprocess.run(
-        [sys.executable, BUNDLE / script, *flags],
-        env={**lab_environment(endpoint_url), **env},
+@dataclass
+class Ended:
+    """How a command ended: its exit status, and what it wrote."""
+
+    status: int
+    out: str
+    err: str
+
+    def json(self) -> Any:
+        """What a command that succeeded wrote with --output json."""
+        assert self.status == 0, self.err
+        return json.loads(self.out)
+
+
+def shell(line: str, at: Any, **env: str) -> Ended:
+    """Run a line of the shell in the bundle's folder. There is no terminal.
+
+    `at` is what has an `endpoint_url`. The script in the line will use that.
+    """
+    python = f'python() {{ "{sys.executable}" "$@"; }}'  # whatever PATH says
+    ended = subprocess.run(
+        ["/bin/sh", "-c", f"{python}; {line}"],
+        cwd=BUNDLE,
+        env={**environment(at), **env},
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         encoding="utf-8",
+        start_new_session=True,
         timeout=120,
         check=False,
     )
+    return Ended(ended.returncode, ended.stdout, ended.stderr)
 
 
-def result(endpoint_url: str, script: str, *flags: str) -> dict[str, Any]:
-    """What a script that succeeds says with --output json."""
-    ended = run(endpoint_url, script, *flags, "--output", "json")
-    assert ended.returncode == 0, ended.stderr
-    answer: dict[str, Any] = json.loads(ended.stdout)
-    return answer
+def start(
+    command: str, at: Any, stdout: int = PIPE, stderr: int = PIPE
+) -> subprocess.Popen[str]:
+    """Start a script: start("compare.py --runs 2", at=lab)."""
+    return subprocess.Popen(
+        [sys.executable, *command.split()],
+        cwd=BUNDLE,
+        env=environment(at),
+        stdout=stdout,
+        stderr=stderr,
+        encoding="utf-8",
+    )
+
+
+def environment(at: Any) -> dict[str, str]:
+    # Python's streams have buffers, unless this variable of the user's says no.
+    return {**lab_environment(at.endpoint_url), "PYTHONUNBUFFERED": ""}

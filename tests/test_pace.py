@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import threading
@@ -14,22 +13,18 @@ from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError, ConnectionClosedError
-from canned import Canned
-from conftest import Invoke
-from items import THROTTLE, Json, assert_as_logged, instant, outcomes, scans_of
-from local_dynamodb import Settings, serve
+from canned import COUNTS, Canned
+from conftest import Invoke, NewLab
+from items import THROTTLED, Json, assert_as_logged, outcomes, scans_of
 
 from common import Page
 from parallel_scan import PacedClient
 
 MB = 1024 * 1024
 KB = 1000
+SAID: Any = {"Error": {"Code": THROTTLED}, "ResponseMetadata": {"HTTPStatusCode": 400}}
+REFUSED = ClientError(SAID, "Scan")
 LOST = ConnectionClosedError(endpoint_url="http://127.0.0.1:9")
-ANSWER: Any = {
-    "Error": {"Code": THROTTLE},
-    "ResponseMetadata": {"HTTPStatusCode": 400},
-}
-REFUSED = ClientError(ANSWER, "Scan")
 
 
 class Table:
@@ -56,27 +51,27 @@ class Table:
     def sleep(self, seconds: float) -> None:
         self.now += seconds
 
+    def paced(self, max_rcu: int) -> PacedClient:
+        return PacedClient(self, max_rcu, self.clock, self.sleep)
+
     def scan(self, **request: Any) -> Page:
         self.sent.append(self.now)
         failure = self.failures.pop(0) if self.failures else None
         if failure is REFUSED:
             raise failure
-        items = min(request["Limit"], -(-MB // self.item_size))
-        blocks = -(-items * self.item_size // 4096)
+        items = min(request["Limit"], math.ceil(MB / self.item_size))
+        blocks = math.ceil(items * self.item_size / 4096)
         rcu = blocks * (1.0 if request.get("ConsistentRead") else 0.5)
         self.hold_page()
         self.sleep(self.seconds)
         self.paid.append((self.now, rcu))
-        if failure is not None:
+        if failure is LOST:
             raise failure
         return {
             "Count": 0,  # as if a filter removed all of them
             "ScannedCount": items,
             "ConsumedCapacity": {"CapacityUnits": rcu},
         }
-
-    def paced(self, max_rcu: int) -> PacedClient:
-        return PacedClient(self, max_rcu, self.clock, self.sleep)
 
     def cost(self, start: float = 0, end: float = math.inf) -> float:
         """The RCU that were paid from one moment to another."""
@@ -94,20 +89,11 @@ class Table:
 # --- In ten seconds, and on average ---------------------------------------------------
 
 
+@pytest.mark.parametrize("consistent", [False, True])
 @pytest.mark.parametrize(
-    ("item_size", "max_rcu", "consistent"),
-    [
-        (390 * KB, 8, False),
-        (390 * KB, 8, True),
-        (20 * KB, 30, False),
-        (200, 20, True),
-        (2 * KB, 1000, False),
-        (2 * KB, 1000, True),
-    ],
+    ("item_size", "max_rcu"), [(390 * KB, 8), (20 * KB, 30), (200, 20), (2 * KB, 1000)]
 )
-def test_the_rate_is_kept_and_used(
-    item_size: int, max_rcu: int, consistent: bool
-) -> None:
+def test_rate_is_kept_and_used(item_size: int, max_rcu: int, consistent: bool) -> None:
     table = Table(item_size, seconds=0.1)
     paced = table.paced(max_rcu)
     while table.now < 200:
@@ -129,7 +115,7 @@ def test_rate_is_kept_when_items_change_size(max_rcu: int) -> None:
     table.assert_paid_at_most(max_rcu, pages=2)
 
 
-def test_rate_is_kept_when_items_become_larger() -> None:
+def test_each_worker_may_get_one_larger_page() -> None:
     table = Table(200)
     paced = table.paced(10)
     while table.now < 20:
@@ -175,7 +161,7 @@ def test_slow_pages_are_read_at_the_same_time(
     assert sum(rcu for _, rcu in table.paid[3:]) >= 0.8 * 3 * max_rcu
 
 
-def test_a_worker_that_waits_hears_what_a_page_cost() -> None:
+def test_worker_that_waits_hears_what_a_page_cost() -> None:
     table = Table(200)
     one_waits = threading.Event()
     page_arrived = threading.Event()
@@ -197,10 +183,19 @@ def test_a_worker_that_waits_hears_what_a_page_cost() -> None:
     assert max(table.sent) == pytest.approx(0.5, abs=0.06)
 
 
+def test_page_is_worth_a_second_at_most() -> None:
+    table = Table(200)
+    paced = table.paced(20)
+    for limit in (7, 1_000_000, 1_000_000, 1_000_000, 7):
+        paced.scan(Limit=limit)
+    # The first two pages are small: they find out what an item costs.
+    assert [rcu for _, rcu in table.paid] == [0.5, 1, 20, 20, 0.5]
+
+
 # --- Requests that fail ---------------------------------------------------------------
 
 
-def test_a_refused_request_costs_no_time() -> None:
+def test_refused_request_costs_no_time() -> None:
     table = Table(20 * KB)
     paced = table.paced(30)
     table.failures = [REFUSED] * 5
@@ -245,86 +240,53 @@ def test_rate_is_kept_when_larger_pages_are_lost() -> None:
     table.assert_paid_at_most(20, pages=2)
 
 
-# --- How large a page may be ----------------------------------------------------------
-
-
-def test_a_page_is_worth_a_second_at_most() -> None:
-    table = Table(200)
-    paced = table.paced(20)
-    for limit in (7, 1_000_000, 1_000_000, 1_000_000, 7):
-        paced.scan(Limit=limit)
-    # The first two pages are small: they find out what an item costs.
-    assert [rcu for _, rcu in table.paid] == [0.5, 1, 20, 20, 0.5]
-
-
-# --- On the server's log --------------------------------------------------------------
+# --- On servers -----------------------------------------------------------------------
 
 
 def lost_and_throttled(number: int, params: Json) -> str | None:
     return ["reset", "throttle", "bad-crc", None][number % 4]
 
 
-LARGE_ITEMS = instant(3, padding=390 * KB, script=lost_and_throttled)
+LARGE_ITEMS = {"items": 3, "padding": 390 * KB, "script": lost_and_throttled}
 
 
 @pytest.mark.parametrize(
     ("settings", "max_rcu", "flags"),
     [
-        (instant(2000), 150, ""),
-        (instant(25, padding=20 * KB), 200, "--consistent-read"),
+        ({"items": 2000}, 150, ""),
+        ({"items": 25, "padding": 20 * KB}, 200, "--consistent-read"),
         (LARGE_ITEMS, 800, "--total-segments 1"),
     ],
     ids=["small", "consistent", "lost and throttled"],
 )
-def test_server_log_shows_that_the_rate_is_kept(
-    invoke: Invoke, settings: Settings, max_rcu: int, flags: str
+def test_log_shows_that_the_rate_is_kept(
+    new_lab: NewLab, invoke: Invoke, settings: Json, max_rcu: int, flags: str
 ) -> None:
-    command = f"--max-rcu {max_rcu} --output json {flags}"
-    with serve(settings) as lab:
-        ended = invoke("parallel_scan", *command.split(), at=lab)
+    lab = new_lab(**settings)
+    command = f"parallel_scan --max-rcu {max_rcu} --output json {flags}"
+    metrics = invoke(command, at=lab).json()
     log = scans_of(lab)
     costs = [entry["rcu"] for entry in log]
     seconds = log[-1]["time"] - log[0]["time"]
-    assert_as_logged(json.loads(ended.stdout), log)
+    assert_as_logged(metrics, log)
     # One page, and two more because requests may be a while on their way.
     assert sum(costs) <= max_rcu * seconds + 3 * max(costs)
 
 
-def test_a_table_with_this_capacity_does_not_throttle(invoke: Invoke) -> None:
+def test_table_with_this_capacity_does_not_throttle(
+    new_lab: NewLab, invoke: Invoke
+) -> None:
     # The scan costs 200 RCU, and the table has saved 75.
-    with serve(instant(8000, read_capacity=150, burst_seconds=0.5)) as lab:
-        ended = invoke("parallel_scan", "--max-rcu", "120", at=lab)
-    assert ended.returncode == 0
+    lab = new_lab(8000, read_capacity=150, burst_seconds=0.5)
+    assert invoke("parallel_scan --max-rcu 120", at=lab).status == 0
     assert outcomes(lab) == {"ok": len(scans_of(lab))}
 
 
-# --- What an endpoint says ------------------------------------------------------------
-
-ONE_SEGMENT = ("--total-segments", "1", "--max-rcu", "50")
-
-
-def test_an_endpoint_has_to_report_capacity(invoke: Invoke) -> None:
-    with serve(instant(100, report_capacity=False)) as lab:
-        ended = invoke("parallel_scan", *ONE_SEGMENT, at=lab)
-    assert (ended.returncode, ended.stdout) == (1, "")
-    assert ended.stderr == (
+def test_endpoint_has_to_report_capacity(invoke: Invoke, canned: Canned) -> None:
+    canned.answer(f'{{"Items": [{{}}], {COUNTS}}}')
+    ended = invoke("parallel_scan --total-segments 1 --max-rcu 50", at=canned)
+    assert (ended.status, ended.out) == (1, "")
+    assert ended.err == (
         "error: segment 0: --max-rcu needs an endpoint that reports consumed capacity\n"
         "hint: read small pages instead: --page-size 100\n"
     )
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        '{"ConsumedCapacity": {"CapacityUnits": 1.0}}',
-        '{"Count": 0, "ScannedCount": 0, "ConsumedCapacity": {"CapacityUnits": NaN}}',
-    ],
-)
-def test_an_answer_that_is_none_of_dynamodbs_is_an_error(
-    invoke: Invoke, canned: Canned, answer: str
-) -> None:
-    canned.answer(answer)
-    ended = invoke("parallel_scan", *ONE_SEGMENT, at=canned)
-    error, *_ = ended.stderr.splitlines()
-    assert ended.returncode == 1
-    assert error.endswith(f"{canned.endpoint_url} does not answer as DynamoDB does")

@@ -3,48 +3,33 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from items import instant
-from local_dynamodb import lab_environment, serve
-from running import BUNDLE
+from conftest import NewLab
+from running import BUNDLE, shell
 
 README = (BUNDLE / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 PROGRAMS = [block for block in BLOCKS if block.startswith("import")]
 OUTPUTS = [
-    "4750 items",
+    "4750 items\n",
     "Counter({'squad': 1027, 'ranked': 986, 'tournament': 948, 'duo': 895, "
-    "'solo': 894})",
+    "'solo': 894})\n",
     "Counter({'squad': 4270, 'ranked': 4177, 'tournament': 4076, 'duo': 3754, "
-    "'solo': 3723})",
-    "20000 items",
+    "'solo': 3723})\n",
+    "20000 items\n",
 ]
 
 
-@pytest.mark.parametrize(
-    ("program", "output"),
-    list(zip(PROGRAMS, OUTPUTS)),
-    ids=["loop", "modes", "modes of all segments", "process pool"],
-)
+@pytest.mark.parametrize("number", range(len(OUTPUTS)))
 def test_program_prints_what_the_readme_says(
-    program: str, output: str, tmp_path: Path
+    new_lab: NewLab, tmp_path: Path, number: int
 ) -> None:
-    file = tmp_path / "program.py"
-    file.write_text(program, encoding="utf-8")
-    with serve(instant(20_000)) as lab:
-        ended = subprocess.run(
-            [sys.executable, file],
-            env={**lab_environment(lab.endpoint_url), "PYTHONPATH": str(BUNDLE)},
-            capture_output=True,
-            encoding="utf-8",
-            check=False,
-        )
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.strip() == output
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAMS[number], encoding="utf-8")
+    ended = shell(f"python {program}", at=new_lab(20_000), PYTHONPATH=str(BUNDLE))
+    assert (ended.status, ended.out) == (0, OUTPUTS[number]), ended.err
 
 
 def test_every_program_has_its_output_here() -> None:

@@ -2,44 +2,29 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
+from itertools import accumulate
 
 import pytest
 from botocore.exceptions import ClientError, SSLError
 from canned import EMPTY_PAGE, Canned, Reply, refusal
-from engines import Engine
+from conftest import NewLab
 from items import (
-    THROTTLE,
-    Kept,
+    REQUEST,
+    THROTTLED,
     assert_as_logged,
+    client_of,
     contents,
-    instant,
     lab_items,
-    outcomes,
+    read_pages,
+    read_segments,
     scans_of,
 )
-from local_dynamodb import serve
 
 import common
-from common import Metrics, ScanError, scan_page
-from parallel_scan import parallel_scan
-from sequential_scan import sequential_scan
+from common import Client, Metrics, ScanError, scan_page
 
-REQUEST = {"TableName": "GameLeaderboard"}
-
-
-class Table:
-    """A client that gives these answers in turn: a page, or an error to raise."""
-
-    def __init__(self, *answers: Any) -> None:
-        self.answers = list(answers)
-
-    def scan(self, **_: Any) -> Any:
-        answer = self.answers.pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+REFUSED = refusal(THROTTLED)
+LOST = refusal("InternalServerError", status=500)
 
 
 class Clock:
@@ -65,67 +50,27 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def error(code: str, status: int = 400) -> ClientError:
-    response: Any = {
-        "Error": {"Code": code, "Message": ""},
-        "ResponseMetadata": {"HTTPStatusCode": status},
-    }
-    return ClientError(response, "Scan")
+@pytest.fixture
+def client(canned: Canned) -> Client:
+    return client_of(canned)
 
 
-PAGE = json.loads(EMPTY_PAGE)
-REFUSED = error(THROTTLE)
-LOST = error("InternalServerError", 500)
+# --- Against the server's log ---------------------------------------------------------
 
 
-# --- Against the server's log
-
-
-@pytest.mark.parametrize("workers", [1, 16])
-def test_throttled_scan_is_whole_and_as_logged(workers: int, no_delay: None) -> None:
-    kept = Kept()
-    model = instant(1000, read_capacity=30, burst_seconds=0.5)
-    with serve(model) as lab:
-        engine = Engine(lab.endpoint_url)
-        metrics = parallel_scan(
-            engine.client(), engine.request(Limit=50), workers, open_output=kept
-        )
+def test_throttled_scan_is_whole_and_as_logged(new_lab: NewLab, no_delay: None) -> None:
+    lab = new_lab(1000, read_capacity=30, burst_seconds=0.5)
+    metrics, items = read_segments(lab, 16, Limit=50)
     assert metrics.complete
     assert metrics.throttled_requests > 0
-    assert contents(kept.items()) == contents(lab_items(1000))
+    assert contents(items) == contents(lab_items(1000))
     assert_as_logged(common.counts_json(metrics), scans_of(lab))
     for segment, of_segment in metrics.segments.items():
         log = [entry for entry in scans_of(lab) if entry["segment"] == segment]
         assert_as_logged(common.counts_json(of_segment), log)
 
 
-@pytest.mark.parametrize("fault", ["500", "reset", "truncated", "bad-crc"])
-def test_lost_answer_is_requested_again(fault: str, no_delay: None) -> None:
-    kept = Kept()
-    # Each third request meets the fault.
-    model = instant(500, script=lambda ordinal, _: fault if ordinal % 3 == 1 else None)
-    with serve(model) as lab:
-        engine = Engine(lab.endpoint_url)
-        metrics = parallel_scan(
-            engine.client(), engine.request(Limit=50), 3, open_output=kept
-        )
-    assert metrics.retried_requests == outcomes(lab)[fault] > 3
-    assert contents(kept.items()) == contents(lab_items(500))
-    assert_as_logged(common.counts_json(metrics), scans_of(lab))
-
-
-def test_throttles_and_losses_are_counted_apart(no_delay: None) -> None:
-    faults = ["500", "throttle", "truncated", "throttle"]
-    model = instant(20, script=lambda n, _: faults[n] if n < len(faults) else None)
-    with serve(model) as lab:
-        engine = Engine(lab.endpoint_url)
-        metrics = sequential_scan(engine.client(), engine.request())
-    assert metrics.throttled_requests == 2
-    assert metrics.retried_requests == 2
-    assert metrics.pages == 1
-
-
-# --- What is throttled, and what is lost
+# --- What is throttled, and what is lost ----------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -137,78 +82,80 @@ def test_throttles_and_losses_are_counted_apart(no_delay: None) -> None:
         refusal("ThrottlingException", status=503),
         Reply("{}", 429),
     ],
-    ids=lambda answer: f"{answer.status} {answer.body!r}"[:60],
+    ids=str,
 )
 def test_every_kind_of_throttling_is_waited_out(
     canned: Canned, no_delay: None, answer: Reply
 ) -> None:
-    canned.answer(answer, answer, EMPTY_PAGE)
-    engine = Engine(canned.endpoint_url)
-    metrics = sequential_scan(engine.client(), engine.request())
-    assert (metrics.throttled_requests, metrics.retried_requests) == (2, 0)
-    assert metrics.complete
+    canned.answer(answer, LOST, answer, EMPTY_PAGE)
+    metrics, _ = read_pages(canned)
+    assert (metrics.throttled_requests, metrics.retried_requests) == (2, 1)
+    assert metrics.pages == 1
 
 
 @pytest.mark.parametrize("code", ["ValidationException", "AccessDeniedException"])
 def test_other_errors_are_raised_at_once(canned: Canned, code: str) -> None:
     canned.answer(refusal(code))
-    engine = Engine(canned.endpoint_url)
     with pytest.raises(ClientError, match=code):
-        sequential_scan(engine.client(), engine.request())
+        read_pages(canned)
     assert len(canned.requests) == 1
 
 
-def test_a_wrong_certificate_is_raised_at_once(clock: Clock) -> None:
-    table = Table(SSLError(endpoint_url="https://x", error=OSError("no certificate")))
+def test_wrong_certificate_is_raised_at_once(canned: Canned, clock: Clock) -> None:
+    secure = common.connect(endpoint_url=canned.endpoint_url.replace("http", "https"))
     with pytest.raises(SSLError):
-        scan_page(table, REQUEST, Metrics())
+        scan_page(secure, REQUEST, Metrics())
     assert clock.sleeps == []
 
 
-def test_eighth_lost_answer_is_the_error(clock: Clock) -> None:
+def test_eighth_lost_answer_of_a_page_is_the_error(
+    canned: Canned, client: Client, clock: Clock
+) -> None:
+    seven_times: list[Reply | str] = [LOST] * 7
+    canned.answer(*[*seven_times, EMPTY_PAGE] * 2, LOST)
     metrics = Metrics()
-    assert scan_page(Table(*[LOST] * 7, PAGE), REQUEST, metrics) == PAGE
-    assert metrics.retried_requests == 7
+    for _ in range(2):
+        scan_page(client, REQUEST, metrics)
+    assert metrics.retried_requests == 14
     with pytest.raises(ClientError, match="InternalServerError"):
-        scan_page(Table(*[LOST] * 8), REQUEST, Metrics())
+        scan_page(client, REQUEST, metrics)
+    assert len(canned.requests) == 8 + 8 + 8
 
 
-def test_losses_of_another_page_do_not_count(clock: Clock) -> None:
-    metrics = Metrics()
-    for _ in range(3):
-        scan_page(Table(*[LOST] * 7, PAGE), REQUEST, metrics)
-    assert metrics.retried_requests == 21
+# --- Waiting --------------------------------------------------------------------------
 
 
-# --- Waiting
-
-
-def test_delays_grow_to_five_seconds_at_random(clock: Clock) -> None:
-    scan_page(Table(*[REFUSED] * 20, PAGE), REQUEST, Metrics())
+def test_delays_grow_to_five_seconds_at_random(
+    canned: Canned, client: Client, clock: Clock
+) -> None:
+    canned.answer(*[REFUSED] * 20, EMPTY_PAGE)
+    scan_page(client, REQUEST, Metrics())
     for number, seconds in enumerate(clock.sleeps):
         assert 0.5 <= seconds / min(5.0, 0.05 * 2**number) <= 1
     assert len(set(clock.sleeps)) == 20
 
 
-def test_waiting_ends_after_half_an_hour(clock: Clock) -> None:
+def test_waiting_for_a_page_ends_after_half_an_hour(
+    canned: Canned, client: Client, clock: Clock
+) -> None:
+    often: list[Reply | str] = [REFUSED] * 300
+    canned.answer(*[*often, EMPTY_PAGE] * 3, REFUSED)
+    for _ in range(3):
+        scan_page(client, REQUEST, Metrics())
+    waited = clock.now - 1000
+    assert waited > 1800  # for three pages
     with pytest.raises(ScanError, match="throttled a page for half an hour") as raised:
-        scan_page(Table(*[REFUSED] * 2000), REQUEST, Metrics())
-    assert 1800 < clock.now - 1000 < 1810
+        scan_page(client, REQUEST, Metrics())
+    assert 1800 < clock.now - 1000 - waited < 1810
     assert "--max-rcu" in raised.value.hint
 
 
-def test_each_page_has_its_own_half_hour(clock: Clock) -> None:
-    for _ in range(3):
-        scan_page(Table(*[REFUSED] * 300, PAGE), REQUEST, Metrics())
-    assert clock.now - 1000 > 1800
-
-
-def test_waits_are_those_while_throttled(clock: Clock) -> None:
+def test_waits_are_those_while_throttled(
+    canned: Canned, client: Client, clock: Clock
+) -> None:
+    canned.answer(REFUSED, LOST, REFUSED, EMPTY_PAGE)
     metrics = Metrics()
-    scan_page(Table(REFUSED, LOST, REFUSED, PAGE), REQUEST, metrics)
-    first, lost, second = clock.sleeps
-    (start, end), (next_start, next_end) = metrics.waits
-    assert start == 1000.0
-    assert end - start == pytest.approx(first)
-    assert next_start - end == pytest.approx(lost)
-    assert next_end - next_start == pytest.approx(second)
+    scan_page(client, REQUEST, metrics)
+    # Sleeping starts and ends at these times: throttled, lost, throttled.
+    times = list(accumulate(clock.sleeps, initial=1000.0))
+    assert metrics.waits == [(times[0], times[1]), (times[2], times[3])]
