@@ -6,7 +6,6 @@ what tables do on bad days.
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from dataclasses import replace
@@ -368,14 +367,6 @@ def test_the_fastest_parallel_scan_is_drawn() -> None:
     assert list(bars_of(text)) == ["sequential", "segment 0", "segment 1", "segment 2"]
 
 
-@pytest.mark.parametrize("stream", ["sys.stdout", "sys.stderr"])
-def test_either_stream_may_know_few_characters(
-    monkeypatch: pytest.MonkeyPatch, stream: str
-) -> None:
-    monkeypatch.setattr(stream, io.TextIOWrapper(io.BytesIO(), "ascii"))
-    assert timeline(Metrics(seconds=1.0)).endswith("# reading  - throttled")
-
-
 def test_few_characters_tell_reading_from_throttled(new_lab: NewLab) -> None:
     # The second page is throttled twice.
     lab = new_lab(
@@ -403,17 +394,6 @@ def test_the_result_is_on_standard_output_and_the_cost_is_not(
     assert list(bars_of(bars))[:2] == ["sequential", "segment 0"]
     assert widest(ended.out) <= 80
     assert widest(ended.err) <= 80
-
-
-def test_output_is_whole_in_20_columns(
-    invoke: Invoke, lab: Lab, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "20")
-    ended = invoke("compare --total-segments 2 16", at=lab)
-    assert cells_of(ended.out, "Items processed") == ["2,000"] * 3
-    assert "The whole table fits" in in_one_line(ended.out)
-    assert len(bars_of(ended.out)["sequential"]) <= 10
-    assert widest(ended.err) <= 20
 
 
 # --- On servers -----------------------------------------------------------------------
@@ -453,25 +433,6 @@ def test_scans_go_forth_and_back(invoke: Invoke, new_lab: NewLab) -> None:
     assert shape == "S" + ".." + "..." + "..." + ".." + "SS" + ".." + "..."
     for each in results:
         assert sorted(each["runs"])[1] == each["seconds"]  # the median of three
-
-
-def test_four_hot_segments_of_16_do_not_blame_the_table(
-    invoke: Invoke, new_lab: NewLab
-) -> None:
-    hot = {0, 1, 2, 3}
-
-    def script(_: int, params: Any) -> str | None:
-        if params.get("Segment") not in hot:
-            return None
-        hot.remove(params["Segment"])
-        return "throttle"
-
-    command = "compare --total-segments 16 --output json"
-    answer = invoke(command, at=new_lab(script=script)).json()
-    said = answer["conclusion"]
-    assert [each["throttled_requests"] for each in answer["results"]] == [0, 4]
-    assert said.startswith("The scan in 16 segments was throttled 4 times.")
-    assert "The table's capacity" not in said
 
 
 def test_only_plain_boto3_lets_botocore_parse_the_items(

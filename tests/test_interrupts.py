@@ -8,16 +8,15 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from pathlib import Path
 from signal import SIGINT, SIGTERM, Signals
 
 import interrupts
 import pytest
 from conftest import NewLab
 from interrupts import HANGING, SITUATIONS, SLOW, STARVED
-from items import ITEMS, THROTTLED, Json, contents, lab_items, outcomes, saved_items
+from items import ITEMS, THROTTLED, Json, outcomes
 from local_dynamodb import Lab
-from running import shell, start
+from running import start
 
 FLAGS = "--page-size 20 --output json"
 
@@ -87,18 +86,3 @@ def test_interrupted_comparison_keeps_its_earlier_scans(new_lab: NewLab) -> None
     report = json.loads(interrupted(process, SIGINT)[0])
     assert [scan["items"] for scan in report["results"]] == [ITEMS]
     assert report["conclusion"].startswith("Interrupted")
-
-
-def test_interrupted_scan_goes_on_where_it_was(new_lab: NewLab, tmp_path: Path) -> None:
-    lab = new_lab(**SLOW)
-    flags = f"{FLAGS} --total-segments 50 --workers 4 --save {tmp_path}"
-    process = start(f"parallel_scan.py {flags}", lab)
-    wait_for(lab, "ok", 50)
-    _, err = interrupted(process, SIGTERM)
-    saved = list(tmp_path.glob("*.jsonl"))
-    metrics = shell(f"python parallel_scan.py {flags}", lab).json()
-    lines = "".join(path.read_text("utf-8") for path in tmp_path.glob("*.jsonl"))
-    assert 0 < len(saved) < 50
-    assert f"{len(saved)} of 50 segments are saved" in err
-    assert len(metrics["segments"]) == 50 - len(saved)
-    assert contents(saved_items(lines)) == contents(lab_items())

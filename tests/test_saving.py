@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import select
 import signal
 import subprocess
@@ -26,8 +25,6 @@ from items import (
 )
 from local_dynamodb import Lab
 from running import shell, start
-
-import common
 
 SAVE = "parallel_scan --total-segments 8 --page-size 100 --save"
 THE_REST = "the same command reads the rest"
@@ -249,19 +246,6 @@ def test_a_full_disk_costs_nothing_that_was_whole(
     assert names_in(tmp_path) == files
 
 
-def test_half_an_hour_of_throttling_names_the_way_out(
-    invoke: Invoke, new_lab: NewLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(common, "PATIENCE", 0.05)
-    lab = new_lab(script=lambda _, scan: "throttle" if scan["Segment"] == 5 else None)
-    ended = invoke(f"{SAVE} {tmp_path} --workers 1", at=lab)
-    error, hint = ended.err.splitlines()
-    assert ended.status == 1
-    assert error == "error: segment 5: DynamoDB throttled a page for half an hour"
-    assert hint.startswith("hint: raise the table's capacity")
-    assert f"--max-rcu; 5 of 8 segments are saved in {tmp_path}" in hint
-
-
 # --- Standard output ------------------------------------------------------------------
 
 
@@ -283,19 +267,3 @@ def test_a_reader_that_has_enough_ends_it_quietly(lab: Lab) -> None:
     ended = shell(f"{{ {scan}; echo $? >&2; }} | head -1", at=lab)
     assert len(saved_items(ended.out)) == 1
     assert ended.err == "1\n"
-
-
-def test_a_reader_that_stalls_does_not_stop_ctrl_c(lab: Lab) -> None:
-    # One page is larger than a pipe: when its first line is there, the rest is stuck.
-    with start("parallel_scan.py --save - --total-segments 1", lab) as process:
-        assert process.stdout
-        assert os.read(process.stdout.fileno(), 1) == b"{"
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) == 130
-
-
-def test_a_full_device_is_one_line_of_error(lab: Lab) -> None:
-    command = "python parallel_scan.py --save - --total-segments 1 > /dev/full"
-    ended = shell(command, at=lab)
-    assert ended.status == 1
-    assert ended.err == "error: segment 0: [Errno 28] No space left on device\n"
