@@ -1,7 +1,6 @@
 """The items of the local lab, and the table that holds them in the order of a scan.
 
-The same games are made on every start. 2,000 of them have 406,722 bytes: a scan costs
-50.0 RCU.
+The same games are made on every start.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ def number_size(digits: str) -> int:
 # --- Games ----------------------------------------------------------------------------
 
 GAMES_PER_PLAYER = 25
-SEASONS = 97  # of 25 games; player n plays season n % 97, so few have to be made
+SEASONS = 97  # a season is 25 games; player n has those of season n % 97
 START = 1_735_689_600  # 2025-01-01
 WEEK = 7 * 24 * 3600
 YEAR = 365 * 24 * 3600
@@ -122,17 +121,19 @@ def make_player(number: int, padding: int) -> Json:
 # --- The table, in the order of a Scan ------------------------------------------------
 
 
+HASHES_PER_SLOT = 4096
+SLOTS = 4096
+
+
 def hash_of(player_id: str) -> int:
-    """A number of 24 bits that places a player: the start of dynalite's MD5."""
+    """A number of 24 bits that places a player. As in dynalite, to the letter."""
     digest = hashlib.md5(b"Outliers" + player_id.encode(), usedforsecurity=False)
     return int(digest.hexdigest()[:6], 16)
 
 
-def hash_range(segment: int, total_segments: int) -> tuple[int, int]:
-    """The lowest hash of a segment, and of the next one. As in dynalite."""
-    low = math.ceil(4096 * segment / total_segments)
-    high = math.ceil(4096 * (segment + 1) / total_segments)
-    return low * 4096, high * 4096
+def lowest_hash(segment: int, total_segments: int) -> int:
+    """Where a segment begins. As in dynalite, that is where a slot begins."""
+    return math.ceil(SLOTS * segment / total_segments) * HASHES_PER_SLOT
 
 
 class Page(NamedTuple):
@@ -141,23 +142,24 @@ class Page(NamedTuple):
     first: int
     end: int  # one after the last
     size: int  # of all its items, in bytes
-    limited: bool  # it ended by 1 MB or Limit, so a LastEvaluatedKey follows
+    has_last_key: bool  # because it ended by 1 MB or by Limit
 
 
 class GameTable:
-    """All items, in the order of a scan."""
+    """All items, in the order of a scan. The three lists have an entry for each."""
 
     def __init__(self, items: int, padding: int = 0) -> None:
-        self.places: list[tuple[int, str, str]] = []  # each item's hash and key
-        self.items: list[bytes] = []  # each item's JSON text
-        self.sizes = [0]  # bytes of all items before each one, by DynamoDB's rules
+        self.keys: list[tuple[int, str, str]] = []  # hash, player_id, game_id
+        self.items: list[bytes] = []  # JSON texts
+        self.sizes: list[int] = []  # bytes, by DynamoDB's rules
         chance = random.Random(25)
         weeks = range(GAMES_PER_PLAYER)
         seasons = [[make_game(week, chance) for week in weeks] for _ in range(SEASONS)]
         players = range(math.ceil(items / GAMES_PER_PLAYER))
         for number in sorted(players, key=lambda number: hash_of(player_id_of(number))):
-            # The last player may have fewer games, to make the number of items right.
-            games = seasons[number % SEASONS][: items - number * GAMES_PER_PLAYER]
+            games = seasons[number % SEASONS]
+            if number == players[-1]:  # to make the number of items right
+                games = games[: items - number * GAMES_PER_PLAYER]
             self.add_player(make_player(number, padding), games)
 
     def add_player(self, player: Json, games: list[Game]) -> None:
@@ -166,34 +168,33 @@ class GameTable:
         player_json = to_json(player)
         player_size = item_size(player)
         for game in games:
-            self.places.append((player_hash, player_id, game.game_id))
+            self.keys.append((player_hash, player_id, game.game_id))
             # {player} and {game} become {player,game}
             self.items.append(player_json[:-1] + b"," + game.json[1:])
-            self.sizes.append(self.sizes[-1] + player_size + game.size)
+            self.sizes.append(player_size + game.size)
 
-    def bounds(self, segment: int, total_segments: int) -> tuple[int, int]:
-        """The positions of a segment's first item and of the one after its last."""
-        low, high = hash_range(segment, total_segments)
-        # (low,) comes before all places with this hash: (low, player_id, game_id).
-        return bisect_left(self.places, (low,)), bisect_left(self.places, (high,))
+    def start_of(self, segment: int, total_segments: int) -> int:
+        """The position of the first item of a segment, or of one after it."""
+        # (hash,) sorts before all keys with this hash.
+        return bisect_left(self.keys, (lowest_hash(segment, total_segments),))
 
     def after(self, player_id: str, game_id: str) -> int:
         """The position of the first item after a key, which need not exist."""
-        return bisect_right(self.places, (hash_of(player_id), player_id, game_id))
+        return bisect_right(self.keys, (hash_of(player_id), player_id, game_id))
 
     def key(self, position: int) -> Json:
         """The primary key of an item, as LastEvaluatedKey gives it."""
-        _, player_id, game_id = self.places[position]
+        _, player_id, game_id = self.keys[position]
         return {"player_id": {"S": player_id}, "game_id": {"S": game_id}}
 
-    def page(self, first: int, end: int, limit: int | None) -> Page:
-        """The page from `first`, at most up to `end`."""
-        full = bisect_left(self.sizes, self.sizes[first] + MB, first)
-        end = min(end, full)
-        if limit is not None:
-            end = min(end, first + limit)
-        size = self.sizes[end] - self.sizes[first]
-        return Page(first, end, size, limited=size >= MB or end - first == limit)
+    def page(self, first: int, end_of_segment: int, limit: int | None) -> Page:
+        """The page that begins at a position."""
+        end = first
+        size = 0
+        while end < end_of_segment and size < MB and end - first != limit:
+            size += self.sizes[end]
+            end += 1
+        return Page(first, end, size, has_last_key=size >= MB or end - first == limit)
 
 
 @lru_cache(maxsize=8)

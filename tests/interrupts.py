@@ -38,7 +38,7 @@ from local_dynamodb import serve
 from running import start
 from tabulate import tabulate
 
-SEGMENTS = 60  # of a scan that saves: some are whole within a second
+SEGMENTS = 200  # of a scan that saves: some are whole within a second
 LIMIT = 2.0  # seconds from the first signal to the end
 ALL = ["sequential_scan.py", "parallel_scan.py", "compare.py"]
 
@@ -49,14 +49,14 @@ def hang(number: int, _: object) -> str | None:
 
 
 # Settings of the local lab
-SLOW: dict[str, Any] = {"latency_ms": 20}
+SLOW: dict[str, Any] = {"latency_ms": 100}
 STARVED: dict[str, Any] = {"read_capacity": 1, "burst_seconds": 1}
 HANGING: dict[str, Any] = {"script": hang}
 
 
 @dataclass(frozen=True)
 class Situation:
-    """What a script is in the middle of. {folder} in it is an empty folder."""
+    """What a script is in the middle of. FOLDER stands for an empty folder."""
 
     scripts: list[str]
     lab: dict[str, Any] | None  # None: the endpoint never answers
@@ -64,7 +64,7 @@ class Situation:
     seconds: float = 1.0  # within which the signal comes
 
 
-SAVE = f"parallel_scan.py --save {{folder}} --total-segments {SEGMENTS} --workers 4"
+SAVE = f"parallel_scan.py --save FOLDER --total-segments {SEGMENTS} --workers 4"
 SITUATIONS = {
     "connecting": Situation(ALL, None),
     "reading": Situation(ALL, SLOW),
@@ -121,7 +121,7 @@ def wait_until_ready(pid: int) -> None:
             # The mask has a bit for each signal, the lowest one for signal 1.
             if line.startswith("SigCgt:"):
                 mask = int(line.split()[1], 16)
-                if mask & 1 << (signal.SIGTERM - 1):
+                if mask & (1 << (signal.SIGTERM - 1)):
                     return
         time.sleep(0.005)
     raise TimeoutError(f"process {pid} does not handle SIGTERM")
@@ -137,7 +137,7 @@ def interrupt(
         output = written.fileno()
         if not SITUATIONS[name].output_is_read:
             output = held.enter_context(full_pipe())
-        command = f"{script} --page-size 5".format(folder=folder)
+        command = f"{script} --page-size 5".replace("FOLDER", str(folder))
         process = start(command, at, output, output)
         try:
             wait_until_ready(process.pid)
@@ -163,14 +163,14 @@ def interrupt(
 
 def what_is_wrong(end: End, text: str) -> Iterator[str]:
     """What is wrong with the way a script ended, and with the text that it wrote."""
-    ended_by_itself = end.status == 0 and "Total execution time" in text
+    ended_by_itself = end.status == 0 and end.situation == "ending"
     # A second signal may come when Python is about to end. Then it ends Python.
     ended_by_second = len(end.signals) == 2 and -end.status in end.signals
     if end.status != 130 and not ended_by_itself and not ended_by_second:
         yield f"status {end.status}"
     if end.seconds > LIMIT:
         yield "too late"
-    if "Traceback" in text or "Exception" in text:
+    if "Traceback" in text or "Exception ignored" in text:
         yield text
 
 
@@ -178,7 +178,8 @@ def damaged_segments(folder: Path) -> Iterator[str]:
     """The saved segments that do not have as many lines as the table has items."""
     for path in folder.glob("*.jsonl"):
         segment = int(path.stem.partition("-")[2])
-        first, end = game_table(ITEMS).bounds(segment, SEGMENTS)
+        first = game_table(ITEMS).start_of(segment, SEGMENTS)
+        end = game_table(ITEMS).start_of(segment + 1, SEGMENTS)
         lines = path.read_bytes().count(b"\n")
         if lines != end - first:
             yield f"{path.name} has {lines} of {end - first} items"

@@ -15,25 +15,25 @@ UpdateTable and Scan. It refuses what it does not model, for instance filters.
 
 Data      Games of players, 25 a player, the same on every start. A scan of
           2,000 items costs 50.0 RCU, a strongly consistent one 100.0.
-Order     By the MD5 of the partition key, as in dynalite. A segment is a range
-          of these hashes.
+Order     By a hash of the partition key, the same as in dynalite, the emulator
+          that the tests use. A segment is a range of these hashes.
 Pages     A page ends with the item that reaches 1 MB, or after Limit items.
 Time      Every answer takes --latency-ms. A page takes --ms-per-mb more for
-          each MB it reads. A partition of DynamoDB serves at most 3,000 RCU a
-          second. That ceiling is not modelled.
+          each MB it reads.
 Capacity  The table has --read-capacity RCU a second. It saves what is not used,
           for up to --burst-seconds. It starts with all of that saved. A Scan is
           admitted while any capacity is left, even if its page costs more than
           that (an assumption). With 0 the table is on demand, and a request is
           throttled only by --fault-rate. UpdateTable takes --update-seconds.
-Faults    With probability --fault-rate, a Scan meets a fault: it is throttled,
-          it gets status 500, its connection is reset, its page is cut short, or
-          its x-amz-crc32 is wrong. The last three lose a page that is paid for,
-          as in life. The same --seed and requests give the same faults.
-Log       --request-log gets a line of JSON for each request: time (seconds
-          since the start), operation, segment (null without one), items, rcu
-          (what the table paid, 0 if refused) and outcome ("ok", the error's
-          name, or the fault).
+Faults    With probability --fault-rate, a Scan meets a fault. It is throttled
+          or gets status 500: then it costs nothing. Or its connection is reset,
+          its page is cut short, or its x-amz-crc32 is wrong: then a page is
+          lost that the table has paid for. Requests that come in the same order
+          meet the same faults, if --seed is the same.
+Log       --request-log gets a line of JSON for each request: time (when it was
+          admitted or refused, in seconds since the start), operation, segment
+          (null without one), items, rcu (what the table paid), and outcome:
+          "ok", the name of the error, "500", "reset", "truncated" or "bad-crc".
 """
 
 from __future__ import annotations
@@ -58,15 +58,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from games import MB, Json, Page, game_table, hash_of, hash_range, to_json
+from games import MB, Json, Page, game_table, hash_of, lowest_hash, to_json
 
 TABLE_NAME = "GameLeaderboard"
 FAULTS = ("throttle", "500", "reset", "truncated", "bad-crc")
 
 
-def option(default: float, meaning: str) -> Any:
+def option(default: float, meaning: str, lowest: int = 0) -> Any:
     """A setting that is also an option of the command line."""
-    return field(default=default, metadata={"help": f"{meaning} ({default:g})"})
+    text = f"{meaning} ({default:g})"
+    return field(default=default, metadata={"help": text, "lowest": lowest})
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Settings:
     latency_ms: float = option(10.0, "the fixed part of an answer's time")
     ms_per_mb: float = option(100.0, "the time to read 1 MB of items")
     read_capacity: int = option(5, "RCU a second; 0: on demand")
-    burst_seconds: float = option(300.0, "seconds of unused RCU that are saved")
+    burst_seconds: float = option(300.0, "seconds of unused RCU that are saved", 1)
     update_seconds: float = option(1.5, "how long UpdateTable takes")
     fault_rate: float = option(0.0, "probability that a Scan meets a fault")
     seed: int = option(0, "which faults are drawn")
@@ -105,17 +106,17 @@ class Bucket:
         self.burst_seconds = burst_seconds
         self.clock = clock
         self.rcu = rate * burst_seconds
-        self.filled = clock()  # when it was last brought up to date
+        self.refilled = clock()  # the time for which `rcu` is right
 
-    def fill(self, now: float) -> None:
+    def refill(self, now: float) -> None:
         """Add what has come in since the last time."""
-        self.rcu += self.rate * (now - self.filled)
+        self.rcu += self.rate * (now - self.refilled)
         self.rcu = min(self.rcu, self.rate * self.burst_seconds)
-        self.filled = now
+        self.refilled = now
 
     def take(self, rcu: float) -> bool:
         """Pay for a page, if anything is left. Then less than nothing may be left."""
-        self.fill(self.clock())
+        self.refill(self.clock())
         if self.rcu <= 0:
             return False
         self.rcu -= rcu
@@ -143,12 +144,17 @@ def invalid(message: str) -> Refusal:
     return Refusal("ValidationException", message)
 
 
+def throttled() -> Refusal:
+    name = "ProvisionedThroughputExceededException"
+    return Refusal(name, "The table's read capacity is exceeded.")
+
+
 def error_body(name: str, message: str) -> bytes:
     kind = f"com.amazonaws.dynamodb.v20120810#{name}"
     return to_json({"__type": kind, "message": message})
 
 
-def check_names(params: Json, *modelled: str) -> None:
+def check_names(params: Json, modelled: list[str]) -> None:
     """Refuse a parameter that the lab would otherwise ignore."""
     for name in params:
         if name not in modelled:
@@ -156,17 +162,19 @@ def check_names(params: Json, *modelled: str) -> None:
 
 
 def check_number(params: Json, name: str, low: int, high: int = 2**31 - 1) -> None:
-    """Refuse a number that is not in this range. The parameter may be missing."""
-    if not low <= params.get(name, low) <= high:
+    """Refuse a number that is not in this range."""
+    if name in params and not low <= params[name] <= high:
         raise invalid(f"{name} must be from {low} to {high}.")
 
 
+SCAN_PARAMETERS = (
+    "TableName Segment TotalSegments Limit ExclusiveStartKey ConsistentRead Select "
+    "ReturnConsumedCapacity"
+).split()
+
+
 def check_scan(params: Json) -> None:
-    check_names(
-        params,
-        *("TableName", "Segment", "TotalSegments", "Limit", "ExclusiveStartKey"),
-        *("ConsistentRead", "Select", "ReturnConsumedCapacity"),
-    )
+    check_names(params, SCAN_PARAMETERS)
     check_number(params, "Limit", 1)
     check_number(params, "Segment", 0, 999_999)
     check_number(params, "TotalSegments", 1, 1_000_000)
@@ -205,6 +213,7 @@ class Lab:
         read = settings.read_capacity
         self.on_demand = read == 0
         write = 0 if self.on_demand else 5
+        # What DescribeTable says. (What is left of it, the bucket knows.)
         self.capacity = {"ReadCapacityUnits": read, "WriteCapacityUnits": write}
         self.next_capacity: Json | None = None  # what an update will make of it
         self.update_ends = 0.0
@@ -219,13 +228,13 @@ class Lab:
             params: Json = {}
             try:
                 params = json.loads(body)
-                answer = self.answer_to(operation, params)
+                answer = self.handle(operation, params)
             except Refusal as error:
                 answer = Answer(400, error_body(error.name, str(error)), error.name)
             self.log(operation, params, answer)
         return answer
 
-    def answer_to(self, operation: str, params: Json) -> Answer:
+    def handle(self, operation: str, params: Json) -> Answer:
         if operation not in ("DescribeTable", "UpdateTable", "Scan"):
             message = f"the local lab does not model {operation}"
             raise Refusal("UnknownOperationException", message)
@@ -265,7 +274,7 @@ class Lab:
             ],
             "ProvisionedThroughput": self.capacity,
             "ItemCount": self.settings.items,
-            "TableSizeBytes": self.table.sizes[-1],
+            "TableSizeBytes": sum(self.table.sizes),
         }
         if self.on_demand:
             table["BillingModeSummary"] = {"BillingMode": "PAY_PER_REQUEST"}
@@ -273,7 +282,7 @@ class Lab:
 
     def start_update(self, params: Json) -> None:
         """Begin to change the capacity. The old one counts until that is finished."""
-        check_names(params, "TableName", "ProvisionedThroughput")
+        check_names(params, ["TableName", "ProvisionedThroughput"])
         wanted = params["ProvisionedThroughput"]
         if self.on_demand:
             raise invalid("A table on demand has no capacity to change.")
@@ -285,11 +294,12 @@ class Lab:
         self.update_ends = self.clock() + self.settings.update_seconds
 
     def finish_update(self) -> None:
-        """Put the new capacity into force, once the time for it has come."""
+        """Put the new capacity into force, if the update has ended since."""
         if self.next_capacity and self.clock() >= self.update_ends:
             self.capacity = self.next_capacity
             self.next_capacity = None
-            self.bucket.fill(self.update_ends)  # until then, at the old rate
+            # The update may have ended a while ago. Until then, the old rate counts.
+            self.bucket.refill(self.update_ends)
             self.bucket.rate = self.capacity["ReadCapacityUnits"]
 
     # Scan
@@ -303,11 +313,11 @@ class Lab:
             return Answer(0, b"", fault)
         if fault == "500":
             return Answer(500, error_body("InternalServerError", ""), fault)
+        if fault == "throttle":
+            raise throttled()
         rcu = rcu_of(page, params.get("ConsistentRead") is True)
-        has_capacity = self.on_demand or self.bucket.take(rcu)
-        if fault == "throttle" or not has_capacity:
-            name = "ProvisionedThroughputExceededException"
-            raise Refusal(name, "The table's read capacity is exceeded.")
+        if not self.on_demand and not self.bucket.take(rcu):
+            raise throttled()
         body = self.page_body(page, params, rcu)
         count = page.end - page.first
         return Answer(200, body, fault or "ok", count, rcu, page.size)
@@ -315,7 +325,8 @@ class Lab:
     def find_page(self, params: Json) -> Page:
         segment = params.get("Segment", 0)
         total_segments = params.get("TotalSegments", 1)
-        first, end = self.table.bounds(segment, total_segments)
+        first = self.table.start_of(segment, total_segments)
+        end = self.table.start_of(segment + 1, total_segments)
         if "ExclusiveStartKey" in params:
             key = params["ExclusiveStartKey"]
             try:
@@ -323,7 +334,8 @@ class Lab:
                 game_id = key["game_id"]["S"]
             except KeyError:
                 raise invalid("ExclusiveStartKey is no key of this table.") from None
-            low, high = hash_range(segment, total_segments)
+            low = lowest_hash(segment, total_segments)
+            high = lowest_hash(segment + 1, total_segments)
             if not low <= hash_of(player_id) < high:
                 raise invalid("ExclusiveStartKey is not in this segment.")
             first = self.table.after(player_id, game_id)
@@ -342,7 +354,7 @@ class Lab:
     def page_body(self, page: Page, params: Json, rcu: float) -> bytes:
         count = page.end - page.first
         document: Json = {"Count": count, "ScannedCount": count}
-        if page.limited:
+        if page.has_last_key:
             document["LastEvaluatedKey"] = self.table.key(page.end - 1)
         if params.get("ReturnConsumedCapacity", "NONE") != "NONE":
             consumed = {"TableName": TABLE_NAME, "CapacityUnits": rcu}
@@ -367,7 +379,6 @@ class Handler(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True  # send the end of a page at once
-    wbufsize = -1  # a buffer: the head goes out together with the body's first part
     server: Server
 
     def do_POST(self) -> None:
@@ -376,7 +387,7 @@ class Handler(BaseHTTPRequestHandler):
         operation = self.headers.get("X-Amz-Target", "").rpartition(".")[2]
         answer = self.server.lab.answer(operation, body)
         if answer.outcome == "hang":
-            self.rfile.read(1)  # until the client gives up
+            self.rfile.read(1)  # nothing comes: this waits until the client gives up
             self.close_connection = True
             return
         crc32 = zlib.crc32(answer.body)
@@ -431,11 +442,11 @@ def serve(settings: Settings) -> Iterator[Lab]:
 
     Raises OSError if the port is taken or the request log cannot be written.
     """
+    if settings.request_log:
+        settings.request_log.write_text("")  # an earlier one is replaced
     lab = Lab(settings)
     server = Server(lab)
     lab.endpoint_url = f"http://127.0.0.1:{server.server_address[1]}"
-    if settings.request_log:
-        settings.request_log.write_text("")  # an earlier one is replaced
     # Every 0.05 seconds, it looks whether it has to stop.
     threading.Thread(target=server.serve_forever, args=[0.05], daemon=True).start()
     try:
@@ -470,7 +481,8 @@ def lab_environment(endpoint_url: str) -> dict[str, str]:
     return {**others, **settings_for_aws(endpoint_url)}
 
 
-# The same rule for sh, bash and zsh. One name is given: zsh's unset needs at least one.
+# What removes the user's AWS_* variables in sh, bash and zsh. AWS_PROFILE is named
+# because zsh's unset needs a name even if there is no such variable.
 UNSET = r"unset AWS_PROFILE $(env | sed -n 's/^\(AWS_[A-Za-z0-9_]*\)=.*/\1/p')"
 
 
@@ -527,15 +539,17 @@ def parse_arguments() -> tuple[Settings, list[str]]:
     numbers = [setting for setting in fields(Settings) if "help" in setting.metadata]
     for setting in numbers:
         name = setting.name.replace("_", "-")
-        kind = type(setting.default)
-        add(f"--{name}", type=kind, metavar="N", help=setting.metadata["help"])
-        parser.set_defaults(**{setting.name: setting.default})
+        default: Any = setting.default
+        text = setting.metadata["help"]
+        add(f"--{name}", type=type(default), default=default, metavar="N", help=text)
     add("--request-log", metavar="FILE", type=Path, help="a line of JSON a request")
     add("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     options = vars(parser.parse_args())
     command = options.pop("command")
-    if any(options[setting.name] < 0 for setting in numbers):
-        parser.error("a number must not be below 0")
+    for setting in numbers:
+        lowest = setting.metadata["lowest"]
+        if options[setting.name] < lowest:
+            parser.error(f"{setting.name} must be at least {lowest}")
     return Settings(**options), command
 
 
@@ -546,7 +560,7 @@ def main() -> int:
             if command:
                 return run(command, lab.endpoint_url)
             return serve_until_ctrl_c(lab.endpoint_url)
-    except OSError as error:
+    except (OSError, OverflowError) as error:  # OverflowError: there is no such port
         warn(f"error: {error}")
         return 1
     except KeyboardInterrupt:  # while the items are made

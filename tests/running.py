@@ -29,6 +29,20 @@ class Ended:
         return json.loads(self.out)
 
 
+def assert_failed(ended: Ended, status: int, error: str, hint: str = "") -> None:
+    """Assert that a script failed with an error line, and with this hint or none.
+
+    `error` and `hint` are in these lines. Wrong usage is explained before them.
+    """
+    before, _, message = ended.err.rstrip("\n").partition("error: ")
+    error_line, *more = message.split("\n")
+    assert (ended.status, ended.out) == (status, ""), ended.err
+    assert before == "" or before.startswith("usage: ")
+    assert error in error_line
+    assert [line.startswith("hint: ") for line in more] == [True] * bool(hint)
+    assert hint in "".join(more)
+
+
 def shell(line: str, at: Any, **env: str) -> Ended:
     """Run a line of the shell in the bundle's folder. There is no terminal.
 

@@ -16,6 +16,7 @@ from botocore.exceptions import ClientError, ConnectionClosedError
 from canned import COUNTS, Canned
 from conftest import Invoke, NewLab
 from items import THROTTLED, Json, assert_as_logged, outcomes, scans_of
+from running import assert_failed
 
 from common import Page
 from parallel_scan import PacedClient
@@ -285,8 +286,5 @@ def test_table_with_this_capacity_does_not_throttle(
 def test_endpoint_has_to_report_capacity(invoke: Invoke, canned: Canned) -> None:
     canned.answer(f'{{"Items": [{{}}], {COUNTS}}}')
     ended = invoke("parallel_scan --total-segments 1 --max-rcu 50", at=canned)
-    assert (ended.status, ended.out) == (1, "")
-    assert ended.err == (
-        "error: segment 0: --max-rcu needs an endpoint that reports consumed capacity\n"
-        "hint: read small pages instead: --page-size 100\n"
-    )
+    error = "segment 0: --max-rcu needs an endpoint that reports consumed capacity"
+    assert_failed(ended, 1, error, "read small pages instead: --page-size 100")

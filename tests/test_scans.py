@@ -33,7 +33,7 @@ from local_dynamodb import Lab
 from running import PIPE, start
 
 from common import Metrics, Page, connect, scan_pages
-from parallel_scan import Output, SegmentError, parallel_scan
+from parallel_scan import Output, SegmentError, how_far, parallel_scan
 from sequential_scan import sequential_scan
 
 # --- Every item, once -----------------------------------------------------------------
@@ -246,6 +246,20 @@ def test_progress_is_shown_on_a_terminal(
     os.close(program_end)
     assert re.search(rf"{how_far}\d+ items \(\d+/s\), \d+ RCU/s", shown)
     assert "items (" not in result
+
+
+# 4 of 40 segments took 10 s, and the other 36 take 90 s.
+@pytest.mark.parametrize(
+    ("segments_read", "workers", "left"),
+    [(4, 4, ", 90 s left, "), (2, 2, ", "), (4, 5, ", ")],
+)
+def test_time_left_is_told_after_a_tenth(
+    segments_read: int, workers: int, left: str
+) -> None:
+    so_far = Metrics(started=time.perf_counter() - 10)
+    so_far.segments = {number: Metrics() for number in range(40)}
+    text = how_far(so_far, segments_read, workers)
+    assert text == f"{segments_read} of 40 segments{left}"
 
 
 # --- Workers that fail ----------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import accumulate
 
 import pytest
-from botocore.exceptions import ClientError, SSLError
+from botocore.exceptions import ClientError, EndpointConnectionError, SSLError
 from canned import EMPTY_PAGE, Canned, Reply, refusal
 from conftest import NewLab
 from items import (
@@ -106,6 +106,13 @@ def test_wrong_certificate_is_raised_at_once(canned: Canned, clock: Clock) -> No
     with pytest.raises(SSLError):
         scan_page(secure, REQUEST, Metrics())
     assert clock.sleeps == []
+
+
+def test_refused_connection_is_tried_eight_times(clock: Clock) -> None:
+    nowhere = common.connect(endpoint_url="http://127.0.0.1:1")
+    with pytest.raises(EndpointConnectionError):
+        scan_page(nowhere, REQUEST, Metrics())
+    assert len(clock.sleeps) == 7
 
 
 def test_eighth_lost_answer_of_a_page_is_the_error(
