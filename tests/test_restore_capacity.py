@@ -128,6 +128,7 @@ def assert_explained(ended: Ended, status: int, error: str, hint: str = "") -> N
     """Assert that the script ended with an error line, and with this hint or none."""
     said = re.findall("^(?:error|hint): .*", ended.err, re.MULTILINE)
     assert ended.status == status, ended.err
+    assert ": line " not in ended.err  # bash itself does not complain
     assert SECRET not in ended.err
     assert len(said) == (2 if hint else 1), ended.err
     assert error in said[0]
@@ -230,6 +231,12 @@ def test_wrong_usage_asks_nothing(
     world.env["WRITE_CAPACITY_UNITS"] = capacity
     assert_explained(world.run(*arguments.split()), 2, error, hint)
     assert world.calls() == []
+
+
+def test_empty_name_is_not_the_default(world: World) -> None:
+    world.set_aws(refuses("Invalid length for parameter TableName"))
+    assert_explained(world.run(""), 1, "Invalid length for parameter TableName")
+    assert "GameLeaderboard" not in world.calls()[0]
 
 
 def test_help_is_the_comment_at_the_top(world: World) -> None:
