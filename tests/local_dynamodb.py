@@ -53,7 +53,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,30 +64,24 @@ TABLE_NAME = "GameLeaderboard"
 FAULTS = ("throttle", "500", "reset", "truncated", "bad-crc")
 
 
-def option(default: float, meaning: str, lowest: int = 0) -> Any:
-    """A setting that is also an option of the command line."""
-    text = f"{meaning} ({default:g})"
-    return field(default=default, metadata={"help": text, "lowest": lowest})
-
-
 @dataclass(frozen=True)
 class Settings:
-    """What the lab models. The last two settings are for tests.
+    """What the lab models: the options of the command line, and two for tests.
 
     `script` is called with the number of a Scan (from 0) and its parameters. It returns
     the fault that this Scan meets, or None. Its fault may also be "hang": no answer
     comes. `padding` adds an attribute of so many bytes to every item.
     """
 
-    items: int = option(20_000, "items in the table")
-    latency_ms: float = option(10.0, "the fixed part of an answer's time")
-    ms_per_mb: float = option(100.0, "the time to read 1 MB of items")
-    read_capacity: int = option(5, "RCU a second; 0: on demand")
-    burst_seconds: float = option(300.0, "seconds of unused RCU that are saved", 1)
-    update_seconds: float = option(1.5, "how long UpdateTable takes")
-    fault_rate: float = option(0.0, "probability that a Scan meets a fault")
-    seed: int = option(0, "which faults are drawn")
-    port: int = option(0, "0: any free one")
+    items: int = 20_000
+    latency_ms: float = 10.0
+    ms_per_mb: float = 100.0
+    read_capacity: int = 5
+    burst_seconds: float = 300.0
+    update_seconds: float = 1.5
+    fault_rate: float = 0.0
+    seed: int = 0
+    port: int = 0
     request_log: Path | None = None
     script: Callable[[int, Json], str | None] | None = None
     padding: int = 0
@@ -408,10 +402,10 @@ class Handler(BaseHTTPRequestHandler):
     def send_half(self, body: bytes, reset: bool) -> None:
         """Send half of a page. Then close the connection, or reset it."""
         self.wfile.write(body[: len(body) // 2])
-        self.wfile.flush()
         self.close_connection = True
         if reset:
-            # To linger for 0 seconds means: close with an RST instead of a FIN.
+            # To linger for 0 seconds means: close with an RST instead of a FIN. Closed
+            # here, the socket gets no FIN from the server before.
             linger = struct.pack("ii", 1, 0)
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             self.connection.close()
@@ -536,20 +530,32 @@ def parse_arguments() -> tuple[Settings, list[str]]:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    numbers = [setting for setting in fields(Settings) if "help" in setting.metadata]
-    for setting in numbers:
-        name = setting.name.replace("_", "-")
-        default: Any = setting.default
-        text = setting.metadata["help"]
-        add(f"--{name}", type=type(default), default=default, metavar="N", help=text)
+
+    def add_number(name: str, meaning: str, lowest: int = 0) -> None:
+        default = getattr(Settings(), name.replace("-", "_"))
+
+        def number(text: str) -> Any:
+            value = type(default)(text)
+            if value < lowest:
+                raise argparse.ArgumentTypeError(f"{text} is less than {lowest}")
+            return value
+
+        text = f"{meaning} ({default:g})"
+        add(f"--{name}", metavar="N", type=number, default=default, help=text)
+
+    add_number("items", "items in the table")
+    add_number("latency-ms", "the fixed part of an answer's time")
+    add_number("ms-per-mb", "the time to read 1 MB of items")
+    add_number("read-capacity", "RCU a second; 0: on demand")
+    add_number("burst-seconds", "seconds of unused RCU that are saved", lowest=1)
+    add_number("update-seconds", "how long UpdateTable takes")
+    add_number("fault-rate", "probability that a Scan meets a fault")
+    add_number("seed", "which faults are drawn")
+    add_number("port", "0: any free one")
     add("--request-log", metavar="FILE", type=Path, help="a line of JSON a request")
     add("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     options = vars(parser.parse_args())
     command = options.pop("command")
-    for setting in numbers:
-        lowest = setting.metadata["lowest"]
-        if options[setting.name] < lowest:
-            parser.error(f"{setting.name} must be at least {lowest}")
     return Settings(**options), command
 
 

@@ -286,7 +286,7 @@ def test_command_sees_only_the_lab(tmp_path: Path) -> None:
         (["python", "-c", "raise SystemExit(7)"], 7, None),
         (["python", "-c", "import os; os.kill(os.getpid(), 15)"], 128 + 15, None),
         (["no-such-command"], 127, "error: cannot run no-such-command: "),
-        (["--items", "-1", "python"], 2, "items must be at least 0"),
+        (["--items", "-1", "python"], 2, "--items: -1 is less than 0"),
         (["--request-log", "/no/folder/x", "python"], 1, "error: [Errno 2]"),
     ],
     ids=["its own", "a signal", "no command", "wrong usage", "no request log"],
@@ -319,7 +319,8 @@ def test_pasted_lines_lead_to_the_lab(number: signal.Signals) -> None:
         status, _, _ = post(url)
     finally:
         process.send_signal(number)
-        pasted += process.communicate(timeout=60)[0]
+    with process:
+        pasted += process.stdout.read()  # to its end
     shown = subprocess.check_output(["sh"], input=f"{pasted}env", env=users, text=True)
     assert (status, process.returncode) == (200, 0)
     assert f"AWS_ENDPOINT_URL_DYNAMODB={url}\n" in shown
