@@ -92,15 +92,34 @@ def test_wrong_json_sends_no_request(
     assert canned.requests == []
 
 
-def test_values_arrive_as_they_were_given(invoke: Invoke, canned: Canned) -> None:
+def test_flags_arrive_as_they_were_given(invoke: Invoke, canned: Canned) -> None:
     values = {
         ":binary": {"B": "AP8="},  # in base64, as DynamoDB's protocol has it, too
         ":set": {"BS": ["AP8=", ""]},
         ":called_B": {"M": {"B": {"S": "a name, no type"}, "BS": {"N": "1"}}},
     }
-    flag = f"--expression-attribute-values '{json.dumps(values)}'"
-    invoke(f"sequential_scan {flag}", at=canned)
-    assert canned.requests[0]["ExpressionAttributeValues"] == values
+    invoke(
+        "sequential_scan --table-name Table --index-name Index --consistent-read"
+        " --page-size 7 --select ALL_ATTRIBUTES"
+        " --filter-expression 'a = :b' --projection-expression a,#c"
+        """ --expression-attribute-names '{"#c": "c"}'"""
+        f" --expression-attribute-values '{json.dumps(values)}'",
+        at=canned,
+    )
+    assert canned.requests == [
+        {
+            "TableName": "Table",
+            "IndexName": "Index",
+            "ConsistentRead": True,
+            "Limit": 7,
+            "Select": "ALL_ATTRIBUTES",
+            "FilterExpression": "a = :b",
+            "ProjectionExpression": "a,#c",
+            "ExpressionAttributeNames": {"#c": "c"},
+            "ExpressionAttributeValues": values,
+            "ReturnConsumedCapacity": "TOTAL",
+        }
+    ]
 
 
 # --- Endpoint and region --------------------------------------------------------------
