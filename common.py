@@ -443,8 +443,6 @@ def take_items_out(
     A body that is not JSON is left as it is. botocore compares the checksum later.
     (The hook is called before-parse. botocore has it since 1.35.16.)
     """
-    if response_dict["status_code"] != 200:
-        return
     body: bytes = response_dict["body"]
     # In Latin-1 each byte is one character. So a position in `text` is the same
     # position in `body`.
@@ -454,16 +452,16 @@ def take_items_out(
         return
     start = item_start = first_item.end()
     items = []
-    while True:
-        try:
+    try:
+        while True:
             _, end = json_decoder.raw_decode(text, item_start)
-        except (ValueError, RecursionError):
-            return
-        items.append(body[item_start:end])
-        comma = NEXT_ITEM.match(text, end)
-        if comma is None:
-            break
-        item_start = comma.end()
+            items.append(body[item_start:end])
+            comma = NEXT_ITEM.match(text, end)
+            if comma is None:
+                break
+            item_start = comma.end()
+    except (ValueError, RecursionError):
+        return  # this is not JSON
     customized_response_dict["Items"] = items
     response_dict["body"] = body[:start] + body[end:]
 

@@ -21,11 +21,12 @@ from typing import Any
 import pytest
 from canned import EMPTY_PAGE, Canned, canned_answers
 from engines import create_table, plain_client, start_dynalite
-from items import instant, lab_items
+from items import client_of, instant, lab_items
 from local_dynamodb import TABLE_NAME, Lab, lab_environment, serve
 from running import Ended
 
 import common
+from common import Client
 
 Invoke = Callable[..., Ended]
 NewLab = Callable[..., Lab]
@@ -110,6 +111,12 @@ def canned(canned_server: Canned) -> Canned:
     """An endpoint that answers as it is told, and until then with an empty table."""
     canned_server.answer(EMPTY_PAGE)
     return canned_server
+
+
+@pytest.fixture
+def client(canned: Canned) -> Client:
+    """A client of `canned`, as the scripts have it."""
+    return client_of(canned)
 
 
 # --- Scripts --------------------------------------------------------------------------

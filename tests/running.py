@@ -11,7 +11,7 @@ from typing import Any
 
 from local_dynamodb import lab_environment
 
-BUNDLE = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent
 PIPE = subprocess.PIPE
 
 
@@ -51,7 +51,7 @@ def shell(line: str, at: Any, **env: str) -> Ended:
     python = f'python() {{ "{sys.executable}" "$@"; }}'  # whatever PATH says
     ended = subprocess.run(
         ["/bin/sh", "-c", f"{python}; {line}"],
-        cwd=BUNDLE,
+        cwd=ROOT,
         env={**environment(at), **env},
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -69,7 +69,7 @@ def start(
     """Start a script: start("compare.py --runs 2", at=lab)."""
     return subprocess.Popen(
         [sys.executable, *command.split()],
-        cwd=BUNDLE,
+        cwd=ROOT,
         env=environment(at),
         stdout=stdout,
         stderr=stderr,

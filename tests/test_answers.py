@@ -10,15 +10,13 @@ import json
 from typing import Any
 
 import pytest
-from canned import COUNTS, EMPTY_PAGE, Canned, Reply
+from canned import COUNTS, Canned, Reply
 from engines import create_table, plain_client, scan_plainly
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from items import (
     REQUEST,
-    THROTTLED,
     Json,
-    client_of,
     contents,
     read_pages,
     read_segments,
@@ -72,11 +70,12 @@ def answers(draw: st.DrawFn) -> str:
 
 @st.composite
 def damaged(draw: st.DrawFn) -> bytes:
-    """An answer that was cut short, or in which a byte was replaced."""
+    """An answer in which a byte was replaced."""
     answer = draw(answers()).encode()
     place = draw(st.integers(0, len(answer) - 1))
-    rest = answer[place + 1 :] if draw(st.booleans()) else b""
-    return answer[:place] + draw(st.binary(max_size=3)) + rest
+    return (
+        answer[:place] + draw(st.binary(min_size=1, max_size=1)) + answer[place + 1 :]
+    )
 
 
 def as_json(value: Any) -> Any:
@@ -91,11 +90,6 @@ ANY_ANSWER = settings(
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-
-
-@pytest.fixture
-def client(canned: Canned) -> Client:
-    return client_of(canned)
 
 
 @pytest.fixture(scope="module")
@@ -114,9 +108,8 @@ def test_form_of_an_answer_makes_no_difference(
     page = scan_page(client, REQUEST, Metrics())
     expected = plain.scan(TableName="T")
     assert [json.loads(text) for text in page["Items"]] == as_json(expected["Items"])
-    assert page.get("LastEvaluatedKey") == expected.get("LastEvaluatedKey")
-    assert page.get("ConsumedCapacity") == expected.get("ConsumedCapacity")
-    assert all(text in answer.encode() for text in page["Items"])
+    for name in ("Count", "ScannedCount", "LastEvaluatedKey", "ConsumedCapacity"):
+        assert page.get(name) == expected.get(name)
     # Saved, an item is a line, wherever the answer had line breaks.
     lines = item_lines(page).splitlines()
     assert [json.loads(line)["Item"] for line in lines] == as_json(expected["Items"])
@@ -124,6 +117,7 @@ def test_form_of_an_answer_makes_no_difference(
 
 @ANY_ANSWER
 @given(answer=damaged())
+@example(answer=b'{"tems":[],"Count":0,"ScannedCount":0}')
 def test_damaged_answer_is_exact_or_an_error(
     canned: Canned, client: Client, answer: bytes
 ) -> None:
@@ -133,8 +127,9 @@ def test_damaged_answer_is_exact_or_an_error(
         page = scan_page(client, REQUEST, Metrics())
     except ScanError:
         return
-    items = json.loads(answer.decode("latin-1"))["Items"]
-    texts = [text.decode("latin-1") for text in page["Items"]]
+    # An item is the bytes that came, even if they are no UTF-8.
+    items = json.loads(answer.decode("latin-1")).get("Items", [])
+    texts = [text.decode("latin-1") for text in page.get("Items", [])]
     assert [json.loads(text) for text in texts] == items
     assert page["Count"] == len(items)
 
@@ -176,33 +171,35 @@ def test_binary_keys_are_followed(real: Any) -> None:
 
 ONE = '"Items": [{"a": {"S": "1"}}]'
 NONE = '"Items": [], "Count": 0, "ScannedCount": 0'
-DEEP = "[" * 100_000
+# What stands in the braces of a JSON object.
 NO_PAGES = [
-    "<html>Welcome</html>",
-    "null",
-    '{"Items": [], "ScannedCount": 0}',
-    '{"Items": [], "Count": 0}',
-    '{"Items": [], "Count": "0", "ScannedCount": 0}',
-    '{"Items": [], "Count": 0, "ScannedCount": NaN}',
-    f'{{{ONE}, "Count": 2, "ScannedCount": 2}}',
-    f'{{{ONE}, "Count": 0, "ScannedCount": 2}}',
-    f'{{{ONE}, "Count": 1, "ScannedCount": 0}}',
-    f"{{{COUNTS}}}",
-    f'{{{COUNTS}, "Items": null}}',
-    f'{{{COUNTS}, "Items": [1]}}',
-    f'{{{COUNTS}, "Items": {{"a": {{"S": "1"}}}}}}',
-    f'{{{COUNTS}, "Items": [{{"a": {DEEP}',
-    f'{{{COUNTS}, "Items": [{{"a": {{"S": "two\nlines"}}}}]}}',
-    f'{{{NONE}, "ConsumedCapacity": {{"CapacityUnits": "0.5"}}}}',
-    f'{{{NONE}, "ConsumedCapacity": {{"CapacityUnits": -0.5}}}}',
-    f'{{{NONE}, "ConsumedCapacity": {{"CapacityUnits": 1e400}}}}',
-    f'{{{NONE}, "ConsumedCapacity": [1]}}',
-    f'{{{NONE}, "LastEvaluatedKey": [1]}}',
-    Reply("", 204),
+    '"Items": [], "ScannedCount": 0',
+    '"Items": [], "Count": 0',
+    '"Items": [], "Count": "0", "ScannedCount": 0',
+    '"Items": [], "Count": 0, "ScannedCount": NaN',
+    f'{ONE}, "Count": 2, "ScannedCount": 2',
+    f'{ONE}, "Count": 0, "ScannedCount": 2',
+    f'{ONE}, "Count": 1, "ScannedCount": 0',
+    COUNTS,
+    f'{COUNTS}, "Items": null',
+    f'{COUNTS}, "Items": [1]',
+    f'{COUNTS}, "Items": {ONE[10:-1]}',
+    f'{COUNTS}, "Items": [{"[" * 100_000}',
+    f'{COUNTS}, "Items": [{{"a": {{"S": "two\nlines"}}}}]',
+    f'{NONE}, "ConsumedCapacity": {{"CapacityUnits": "0.5"}}',
+    f'{NONE}, "ConsumedCapacity": {{"CapacityUnits": -0.5}}',
+    f'{NONE}, "ConsumedCapacity": {{"CapacityUnits": 1e400}}',
+    f'{NONE}, "ConsumedCapacity": [1]',
+    f'{NONE}, "LastEvaluatedKey": [1]',
 ]
 
 
-@pytest.mark.parametrize("answer", NO_PAGES, ids=lambda answer: str(answer)[:50])
+@pytest.mark.parametrize(
+    "answer",
+    ["<html>Welcome</html>", "null", Reply("", 204)]
+    + [f"{{{inside}}}" for inside in NO_PAGES],
+    ids=lambda answer: str(answer)[:50],
+)
 def test_no_answer_of_dynamodbs_is_an_error(
     canned: Canned, client: Client, answer: str | Reply
 ) -> None:
@@ -210,24 +207,3 @@ def test_no_answer_of_dynamodbs_is_an_error(
     with pytest.raises(ScanError, match="does not answer as DynamoDB does"):
         scan_page(client, REQUEST, Metrics())
     assert len(canned.requests) == 1
-
-
-@pytest.mark.parametrize("name", ["ConsumedCapacity", "LastEvaluatedKey"])
-def test_null_is_as_good_as_nothing(canned: Canned, name: str) -> None:
-    canned.answer(f'{{{NONE}, "{name}": null}}')
-    metrics, _ = read_pages(canned)
-    assert (metrics.pages, metrics.consumed_rcu) == (1, None)
-
-
-def test_answer_cannot_change_how_it_is_read(canned: Canned) -> None:
-    ours = '"ResponseMetadata": {"HTTPStatusCode": 500}, "Error": {"Code": "Throttled"}'
-    canned.answer(f"{{{NONE}, {ours}}}")
-    metrics, _ = read_pages(canned)
-    assert (metrics.pages, metrics.retried_requests) == (1, 0)
-
-
-def test_error_with_items_in_it_is_an_error(canned: Canned, no_delay: None) -> None:
-    error = f'{{"__type": "x#{THROTTLED}", "message": "", {ONE}, {COUNTS}}}'
-    canned.answer(Reply(error, 400), EMPTY_PAGE)
-    metrics, items = read_pages(canned)
-    assert (metrics.throttled_requests, items) == (1, [])

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from canned import Canned
 from conftest import Invoke, NewLab
-from items import assert_as_logged, scans_of
+from items import counts_in, scans_of
 from local_dynamodb import Lab
 from running import shell, start
 
@@ -430,9 +430,9 @@ def test_json_is_the_servers_own_account(invoke: Invoke, new_lab: NewLab) -> Non
     assert [each["total_segments"] for each in results] == [1, 2, 3]
     assert [each["workers"] for each in results] == [1, 2, 2]
     assert [len(each["segments"]) for each in results] == [1, 2, 3]
-    assert_as_logged(results[0], log[:1])
-    assert_as_logged(results[1], log[1:3])
-    assert_as_logged(results[2], log[3:6])
+    assert counts_in(log[:1]).items() <= results[0].items()
+    assert counts_in(log[1:3]).items() <= results[1].items()
+    assert counts_in(log[3:6]).items() <= results[2].items()
     assert "The table has 7 RCU a second." in in_one_line(ended.err)
 
 

@@ -24,7 +24,7 @@ import pytest
 import running
 from canned import COUNTS, EMPTY_PAGE, Canned, Reply, refusal
 from conftest import Invoke, NewLab
-from running import BUNDLE, Ended, environment, shell, start
+from running import ROOT, Ended, environment, shell, start
 
 SECRET = "hunter2"
 REFUSED = f"http://me:{SECRET}@127.0.0.1:1"  # no server listens there
@@ -318,7 +318,7 @@ def test_ctrl_c_at_the_mfa_prompt_keeps_echo(config: Path) -> None:
     keyboard, terminal = pty.openpty()
     # The shell has no terminal yet. So the one that it opens becomes its own.
     on_terminal = f'exec "$@" <>{os.ttyname(terminal)} >&0 2>&0'
-    script = [sys.executable, f"{BUNDLE}/parallel_scan.py", "--profile", "lab"]
+    script = [sys.executable, f"{ROOT}/parallel_scan.py", "--profile", "lab"]
     process = subprocess.Popen(
         ["/bin/sh", "-c", on_terminal, "sh", *script],
         env={**environment(NOWHERE), "AWS_CONFIG_FILE": str(config)},

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from conftest import NewLab
 from engines import create_table
-from running import BUNDLE, Ended
+from running import ROOT, Ended
 
 SECRET = "wJalrXUtnFEMIEXAMPLEKEY"
 DONE = "before: 1 RCU / 1 WCU\nafter:  5 RCU / 5 WCU\n"
@@ -106,7 +106,7 @@ class World:
 
     def run(self, *arguments: str, pass_fds: tuple[int, ...] = ()) -> Ended:
         ended = subprocess.run(
-            [BUNDLE / "restore_capacity.sh", *arguments],
+            [ROOT / "restore_capacity.sh", *arguments],
             env=self.env,
             stdin=subprocess.DEVNULL,
             capture_output=True,

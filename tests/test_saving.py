@@ -16,8 +16,8 @@ from engines import scan_plainly
 from items import (
     REQUEST,
     Json,
-    assert_as_logged,
     contents,
+    counts_in,
     lab_items,
     saved_items,
     scans_of,
@@ -82,7 +82,7 @@ def test_after_an_error_only_missing_segments_are_read(
     saved = f"{segments} of 64 segments are saved in {tmp_path}; {THE_REST}"
     assert_failed(failed, 1, "segment 20: ", f"try again in a minute; {saved}")
     assert again.err == f"{saved}\n"
-    assert_as_logged(again.json(), second)
+    assert counts_in(second).items() <= again.json().items()
     # Only what the three workers were reading is read again.
     assert len(segments_asked(second)) == 64 - segments
     assert len(segments_asked(first) & segments_asked(second)) <= 3
