@@ -148,19 +148,6 @@ def error_body(name: str, message: str) -> bytes:
     return to_json({"__type": kind, "message": message})
 
 
-def check_names(params: Json, modelled: list[str]) -> None:
-    """Refuse a parameter that the lab would otherwise ignore."""
-    for name in params:
-        if name not in modelled:
-            raise invalid(f"the local lab does not model {name}")
-
-
-def check_number(params: Json, name: str, low: int, high: int = 2**31 - 1) -> None:
-    """Refuse a number that is not in this range."""
-    if name in params and not low <= params[name] <= high:
-        raise invalid(f"{name} must be from {low} to {high}.")
-
-
 SCAN_PARAMETERS = (
     "TableName Segment TotalSegments Limit ExclusiveStartKey ConsistentRead Select "
     "ReturnConsumedCapacity"
@@ -168,10 +155,10 @@ SCAN_PARAMETERS = (
 
 
 def check_scan(params: Json) -> None:
-    check_names(params, SCAN_PARAMETERS)
-    check_number(params, "Limit", 1)
-    check_number(params, "Segment", 0, 999_999)
-    check_number(params, "TotalSegments", 1, 1_000_000)
+    """Refuse what makes no sense, and what the lab would otherwise ignore."""
+    for name in params:
+        if name not in SCAN_PARAMETERS:
+            raise invalid(f"the local lab does not model {name}")
     if ("Segment" in params) != ("TotalSegments" in params):
         raise invalid("Segment and TotalSegments need each other.")
     if params.get("Segment", 0) >= params.get("TotalSegments", 1):
@@ -276,7 +263,6 @@ class Lab:
 
     def start_update(self, params: Json) -> None:
         """Begin to change the capacity. The old one counts until that is finished."""
-        check_names(params, ["TableName", "ProvisionedThroughput"])
         wanted = params["ProvisionedThroughput"]
         if self.on_demand:
             raise invalid("A table on demand has no capacity to change.")
@@ -322,12 +308,8 @@ class Lab:
         first = self.table.start_of(segment, total_segments)
         end = self.table.start_of(segment + 1, total_segments)
         if "ExclusiveStartKey" in params:
-            key = params["ExclusiveStartKey"]
-            try:
-                player_id = key["player_id"]["S"]
-                game_id = key["game_id"]["S"]
-            except KeyError:
-                raise invalid("ExclusiveStartKey is no key of this table.") from None
+            player_id = params["ExclusiveStartKey"]["player_id"]["S"]
+            game_id = params["ExclusiveStartKey"]["game_id"]["S"]
             low = lowest_hash(segment, total_segments)
             high = lowest_hash(segment + 1, total_segments)
             if not low <= hash_of(player_id) < high:
