@@ -409,6 +409,17 @@ def test_the_result_is_on_standard_output_and_the_cost_is_not(
     assert widest(ended.err) <= 80
 
 
+def test_output_is_whole_in_20_columns(
+    invoke: Invoke, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    ended = invoke("compare --total-segments 2 16", at=lab)
+    assert cells_of(ended.out, "Items processed") == ["2,000"] * 3
+    assert "The whole table fits" in in_one_line(ended.out)
+    assert len(bars_of(ended.out)["sequential"]) <= 10
+    assert widest(ended.err) <= 20
+
+
 # --- On servers -----------------------------------------------------------------------
 
 
@@ -446,6 +457,33 @@ def test_scans_go_forth_and_back(invoke: Invoke, new_lab: NewLab) -> None:
     assert shape == "S" + ".." + "..." + "..." + ".." + "SS" + ".." + "..."
     for each in results:
         assert sorted(each["runs"])[1] == each["seconds"]  # the median of three
+
+
+def test_hot_segments_do_not_blame_the_table(invoke: Invoke, new_lab: NewLab) -> None:
+    hot = {0, 1, 2, 3}
+
+    def script(_: int, scan: Any) -> str | None:
+        if scan.get("Segment") not in hot:
+            return None
+        hot.remove(scan["Segment"])
+        return "throttle"
+
+    command = "compare --total-segments 16 --output json"
+    answer = invoke(command, at=new_lab(script=script)).json()
+    said = answer["conclusion"]
+    assert [each["throttled_requests"] for each in answer["results"]] == [0, 4]
+    assert said.startswith("The scan in 16 segments was throttled 4 times.")
+    assert CLAIMS["capacity"] not in said
+
+
+# The 25 games of a single player are in one segment, whatever the number of segments.
+def test_segment_that_holds_all_items_is_named(invoke: Invoke, new_lab: NewLab) -> None:
+    command = "compare --total-segments 8 --page-size 1 --output json"
+    answer = invoke(command, at=new_lab(25, latency_ms=30)).json()
+    segments = answer["results"][1]["segments"]
+    (full,) = [each["segment"] for each in segments if each["items"]]
+    assert f"Segment {full} alone took" in answer["conclusion"]
+    assert CLAIMS["more segments"] not in answer["conclusion"]
 
 
 def test_only_plain_boto3_lets_botocore_parse_the_items(
