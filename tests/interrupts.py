@@ -58,6 +58,7 @@ HANGING: dict[str, Any] = {"script": hang}
 class Situation:
     """What a script is in the middle of. FOLDER stands for an empty folder."""
 
+    name: str
     scripts: list[str]
     lab: dict[str, Any] | None  # None: the endpoint never answers
     output_is_read: bool = True
@@ -65,27 +66,28 @@ class Situation:
 
 
 SAVE = f"parallel_scan.py --save FOLDER --total-segments {SEGMENTS} --workers 4"
-SITUATIONS = {
-    "connecting": Situation(ALL, None),
-    "reading": Situation(ALL, SLOW),
-    "unanswered": Situation(ALL, HANGING),
-    "throttled": Situation(ALL, STARVED),
-    "waiting for a turn": Situation(["parallel_scan.py --max-rcu 1"], {}),
-    "saving": Situation([SAVE], SLOW),
-    "saving, unanswered": Situation([SAVE], HANGING),
-    "saving, throttled": Situation([SAVE], STARVED),
-    "saving, waiting": Situation([f"{SAVE} --max-rcu 1"], {}),
-    "output not read": Situation(["parallel_scan.py --save -"], {}, False),
-    "report not read": Situation(["compare.py"], {}, False),
-    "ending": Situation(ALL, {"items": 100}, seconds=0.2),
-}
+ENDING = Situation("ending", ALL, {"items": 100}, seconds=0.2)
+SITUATIONS = [
+    Situation("connecting", ALL, None),
+    Situation("reading", ALL, SLOW),
+    Situation("unanswered", ALL, HANGING),
+    Situation("throttled", ALL, STARVED),
+    Situation("waiting for a turn", ["parallel_scan.py --max-rcu 1"], {}),
+    Situation("saving", [SAVE], SLOW),
+    Situation("saving, unanswered", [SAVE], HANGING),
+    Situation("saving, throttled", [SAVE], STARVED),
+    Situation("saving, waiting", [f"{SAVE} --max-rcu 1"], {}),
+    Situation("output not read", ["parallel_scan.py --save -"], {}, False),
+    Situation("report not read", ["compare.py"], {}, False),
+    ENDING,
+]
 
 
 @dataclass
 class End:
     """How a script ended. `wrong` says what should have been different."""
 
-    situation: str
+    situation: Situation
     script: str
     signals: list[signal.Signals]
     moment: float
@@ -128,14 +130,14 @@ def wait_until_ready(pid: int) -> None:
 
 
 def interrupt(
-    name: str, script: str, signals: list[Any], moment: float, at: Any
+    situation: Situation, script: str, signals: list[Any], moment: float, at: Any
 ) -> End:
     """Start a script, interrupt it, and look at what is left."""
     with ExitStack() as held:
         folder = Path(held.enter_context(tempfile.TemporaryDirectory()))
         written = held.enter_context(tempfile.TemporaryFile())
         output = written.fileno()
-        if not SITUATIONS[name].output_is_read:
+        if not situation.output_is_read:
             output = held.enter_context(full_pipe())
         command = f"{script} --page-size 5".replace("FOLDER", str(folder))
         process = start(command, at, output, output)
@@ -153,7 +155,8 @@ def interrupt(
             process.kill()
         written.seek(0)
         text = written.read().decode(errors="replace")
-        end = End(name, script, signals, moment, process.returncode, seconds, [])
+        status = process.returncode
+        end = End(situation, script, signals, moment, status, seconds, [])
         end.wrong += what_is_wrong(end, text)
         end.wrong += damaged_segments(folder)
         if len(signals) == 1:
@@ -163,7 +166,7 @@ def interrupt(
 
 def what_is_wrong(end: End, text: str) -> Iterator[str]:
     """What is wrong with the way a script ended, and with the text that it wrote."""
-    ended_by_itself = end.status == 0 and end.situation == "ending"
+    ended_by_itself = end.status == 0 and end.situation is ENDING
     # A second signal may come when Python is about to end. Then it ends Python.
     ended_by_second = len(end.signals) == 2 and -end.status in end.signals
     if end.status != 130 and not ended_by_itself and not ended_by_second:
@@ -194,33 +197,35 @@ def campaign(count: int, seed: int) -> list[End]:
         )
         nowhere = f"http://127.0.0.1:{silent.getsockname()[1]}"
         endpoints: dict[str, Any] = {}
-        for name, situation in SITUATIONS.items():
-            endpoints[name] = SimpleNamespace(endpoint_url=nowhere)
+        for situation in SITUATIONS:
+            endpoints[situation.name] = SimpleNamespace(endpoint_url=nowhere)
             if situation.lab is not None:
                 lab = serve(instant(**situation.lab))
-                endpoints[name] = served.enter_context(lab)
+                endpoints[situation.name] = served.enter_context(lab)
         pool = served.enter_context(ThreadPoolExecutor(2))
         jobs = []
-        for name in islice(cycle(SITUATIONS), count):
-            script = chance.choice(SITUATIONS[name].scripts)
+        for situation in islice(cycle(SITUATIONS), count):
+            script = chance.choice(situation.scripts)
             how_many = chance.choice([1, 1, 1, 2])
             signals = chance.choices([signal.SIGINT, signal.SIGTERM], k=how_many)
-            moment = chance.uniform(0, SITUATIONS[name].seconds)
-            at = endpoints[name]
-            jobs.append(pool.submit(interrupt, name, script, signals, moment, at))
+            moment = chance.uniform(0, situation.seconds)
+            at = endpoints[situation.name]
+            jobs.append(pool.submit(interrupt, situation, script, signals, moment, at))
         return [job.result() for job in jobs]
 
 
 def table(ends: list[End]) -> str:
     """A row for each situation."""
     rows = []
-    for name in SITUATIONS:
-        these = [end for end in ends if end.situation == name]
+    for situation in SITUATIONS:
+        these = [end for end in ends if end.situation is situation]
         if these:
             statuses = sorted({end.status for end in these})
             slowest = max(end.seconds for end in these)
             wrong = sum(bool(end.wrong) for end in these)
-            rows.append([name, len(these), statuses, f"{slowest:.2f} s", wrong])
+            rows.append(
+                [situation.name, len(these), statuses, f"{slowest:.2f} s", wrong]
+            )
     headers = ["in the middle of", "scripts", "statuses", "slowest end", "wrong"]
     return tabulate(rows, headers)
 
