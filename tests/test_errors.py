@@ -50,6 +50,7 @@ def assert_failed(ended: Ended, status: int, error: str, hint: str = "") -> None
         ("sequential_scan --page-size 0", "--page-size: 0 is not from 1 to 1,000,000,"),
         ("sequential_scan --page-size 2.5", "--page-size: invalid whole number"),
         ("sequential_scan --select SOME", "--select: invalid choice: 'SOME'"),
+        ("sequential_scan --output xml", "--output: invalid choice: 'xml'"),
         ("sequential_scan --table-name=", "TableName"),
         ("sequential_scan --table NAME", "unrecognized arguments: --table NAME"),
         ("parallel_scan --table NAME", "unrecognized arguments: --table NAME"),
@@ -154,7 +155,8 @@ def test_refused_connection_points_to_the_network(invoke: Invoke, script: str) -
 NO_KEYS = {"AWS_ACCESS_KEY_ID": None, "AWS_SECRET_ACCESS_KEY": None}
 NO_REGION = {"AWS_REGION": None, "AWS_DEFAULT_REGION": None}
 NO_SECRET = {"AWS_SECRET_ACCESS_KEY": None}
-LINE_BREAK = {"AWS_SESSION_TOKEN": f"{SECRET}\n"}
+BAD_KEY = {"AWS_ACCESS_KEY_ID": f"{SECRET}\n"}
+BAD_TOKEN = {"AWS_SESSION_TOKEN": f"{SECRET}\n"}
 PROXY = {"http_proxy": REFUSED}  # goes before HTTP_PROXY
 
 
@@ -167,7 +169,8 @@ PROXY = {"http_proxy": REFUSED}  # goes before HTTP_PROXY
         (NO_REGION, "", 1, "You must specify a region", LOCAL_LAB),
         (NO_KEYS, "", 1, "Unable to locate credentials", LOCAL_LAB),
         (NO_SECRET, "", 1, "missing: AWS_SECRET_ACCESS_KEY", AWS_CLI),
-        (LINE_BREAK, "", 1, "a key or a token contains a line break", ""),
+        (BAD_KEY, "", 1, "a key or a token contains a line break", ""),
+        (BAD_TOKEN, "", 1, "a key or a token contains a line break", ""),
     ],
 )
 def test_settings_that_cannot_work_are_named(

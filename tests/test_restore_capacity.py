@@ -22,7 +22,8 @@ from engines import create_table
 from running import ROOT, Ended
 
 SECRET = "wJalrXUtnFEMIEXAMPLEKEY"
-DONE = "before: 1 RCU / 1 WCU\nafter:  5 RCU / 5 WCU\n"
+LOWERED = "5 RCU / 1 WCU"
+DONE = f"before: {LOWERED}\nafter:  5 RCU / 5 WCU\n"
 LOCAL_LAB = "python tests/local_dynamodb.py --read-capacity 1 ./restore_capacity.sh"
 
 # An aws that writes down what it is asked, and runs the next line of `answers`.
@@ -47,10 +48,10 @@ def state(capacity: str, status: str = "ACTIVE") -> str:
     return prints(f"STATE\t{status}\tPROVISIONED\t{capacity}\t")
 
 
-LOW = state("1 RCU / 1 WCU")
+LOW = state(LOWERED)
 GOOD = state("5 RCU / 5 WCU")
-UPDATING = state("1 RCU / 1 WCU", "UPDATING")
-CREATING = state("1 RCU / 1 WCU", "CREATING")
+UPDATING = state(LOWERED, "UPDATING")
+CREATING = state(LOWERED, "CREATING")
 ACCEPTED = prints("TABLEDESCRIPTION\tGameLeaderboard\tUPDATING")
 IN_USE = refuses("(ResourceInUseException): it is being updated")
 # AWS's words. DynamoDB Local says "The requested throughput value equals ...".
@@ -190,8 +191,8 @@ def test_leaves_what_needs_no_change(world: World) -> None:
         (["kill -KILL $$"], "without a message (exit status 137)", "--debug"),
         (["true"], "did not describe the table, but said: nothing", "--debug"),
         ([prints("Usage:", "  aws FILE")], "said: Usage:   aws FILE", "--debug"),
-        ([state("1 RCU / 1 WCU", "DELETING")], "GameLeaderboard is DELETING", ""),
-        ([UPDATING] * 150, "still UPDATING at 1 RCU / 1 WCU", "run it again later"),
+        ([state(LOWERED, "DELETING")], "GameLeaderboard is DELETING", ""),
+        ([UPDATING] * 150, f"still UPDATING at {LOWERED}", "run it again later"),
     ],
 )
 def test_what_goes_wrong_is_explained(
@@ -259,6 +260,7 @@ def test_arguments_and_variables_reach_aws(world: World) -> None:
     for call in world.calls():
         assert "--table-name My Table --" in call
         assert f"--endpoint-url http://me:{SECRET}@other:8000" in call
+        assert "--cli-connect-timeout 10" in call
     capacity = "--provisioned-throughput ReadCapacityUnits=7,WriteCapacityUnits=8"
     assert capacity in world.calls()[1]
 

@@ -172,6 +172,11 @@ def test_table_shows_the_labs_metrics(lab: Lab, invoke: Invoke) -> None:
     assert rows["Consumed RCU"] == "50.0"
 
 
+def test_table_of_a_parallel_scan_has_a_timeline(lab: Lab, invoke: Invoke) -> None:
+    bars = re.findall(r"^segment \d +\|", invoke("parallel_scan", at=lab).out, re.M)
+    assert len(bars) == 4
+
+
 # By hand: 2,000 items have 406,722 bytes, so 100 times 4 KB, at half an RCU each. Four
 # segments have four pages, and each of them is rounded up.
 @pytest.mark.parametrize(
@@ -227,16 +232,21 @@ def test_an_index_can_be_scanned(real: Any, invoke: Invoke) -> None:
     assert invoke(f"sequential_scan {flags}", at=real).json()["items"] == ITEMS
 
 
+# The first line is shown when a page or a segment was read, and then one a second.
 @pytest.mark.parametrize(
-    ("script", "how_far"),
-    [("sequential_scan.py", ""), ("parallel_scan.py", r"\d of 4 segments, ")],
+    ("command", "how_far"),
+    [
+        ("sequential_scan.py --page-size 10", ""),
+        ("parallel_scan.py --total-segments 40 --workers 1", r"\d+ of 40 .*left, "),
+    ],
 )
 def test_progress_is_shown_on_a_terminal(
-    new_lab: NewLab, script: str, how_far: str
+    new_lab: NewLab, command: str, how_far: str
 ) -> None:
     terminal, program_end = pty.openpty()
-    lab = new_lab(40, latency_ms=50)
-    process = start(f"{script} --page-size 10", lab, PIPE, program_end)
+    script = {"script": lambda number, _: None if number else "throttle"}
+    lab = new_lab(400, latency_ms=50, **script)
+    process = start(command, lab, PIPE, program_end)
     result, _ = process.communicate()
     # What the program printed is in the terminal's buffer. One more byte makes sure
     # that there is something to read.
@@ -244,7 +254,8 @@ def test_progress_is_shown_on_a_terminal(
     shown = os.read(terminal, 10_000).decode()
     os.close(terminal)
     os.close(program_end)
-    assert re.search(rf"{how_far}\d+ items \(\d+/s\), \d+ RCU/s", shown)
+    rates = r"[1-9]\d* items \([1-9]\d*/s\), [1-9]\d* RCU/s, 1 throttled"
+    assert re.search(how_far + rates, shown)
     assert "items (" not in result
 
 
