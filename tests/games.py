@@ -136,6 +136,12 @@ def lowest_hash(segment: int, total_segments: int) -> int:
     return math.ceil(SLOTS * segment / total_segments) * HASHES_PER_SLOT
 
 
+def is_in_segment(player_id: str, segment: int, total_segments: int) -> bool:
+    low = lowest_hash(segment, total_segments)
+    high = lowest_hash(segment + 1, total_segments)
+    return low <= hash_of(player_id) < high
+
+
 class Page(NamedTuple):
     """A page of items, by their positions in the table."""
 

@@ -53,12 +53,12 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from games import MB, Json, Page, game_table, hash_of, lowest_hash, to_json
+from games import MB, Json, Page, game_table, is_in_segment, to_json
 
 TABLE_NAME = "GameLeaderboard"
 FAULTS = ("throttle", "500", "reset", "truncated", "bad-crc")
@@ -143,6 +143,13 @@ def throttled() -> Refusal:
     return Refusal(name, "The table's read capacity is exceeded.")
 
 
+def check_names(params: Json, modelled: list[str]) -> None:
+    """Refuse a parameter that the lab would otherwise ignore."""
+    for name in params:
+        if name not in modelled:
+            raise invalid(f"the local lab does not model {name}")
+
+
 def error_body(name: str, message: str) -> bytes:
     kind = f"com.amazonaws.dynamodb.v20120810#{name}"
     return to_json({"__type": kind, "message": message})
@@ -155,10 +162,10 @@ SCAN_PARAMETERS = (
 
 
 def check_scan(params: Json) -> None:
-    """Refuse what makes no sense, and what the lab would otherwise ignore."""
-    for name in params:
-        if name not in SCAN_PARAMETERS:
-            raise invalid(f"the local lab does not model {name}")
+    check_names(params, SCAN_PARAMETERS)
+    select = params.get("Select", "ALL_ATTRIBUTES")
+    if select not in ("ALL_ATTRIBUTES", "COUNT"):
+        raise invalid(f"the local lab does not model {select}")
     if ("Segment" in params) != ("TotalSegments" in params):
         raise invalid("Segment and TotalSegments need each other.")
     if params.get("Segment", 0) >= params.get("TotalSegments", 1):
@@ -194,12 +201,12 @@ class Lab:
         read = settings.read_capacity
         self.on_demand = read == 0
         write = 0 if self.on_demand else 5
-        # What DescribeTable says. (What is left of it, the bucket knows.)
+        # What DescribeTable says. The bucket has what is left at a moment.
         self.capacity = {"ReadCapacityUnits": read, "WriteCapacityUnits": write}
         self.next_capacity: Json | None = None  # what an update will make of it
         self.update_ends = 0.0
         self.bucket = Bucket(read, settings.burst_seconds, clock)
-        self.scans = 0  # how many there were, without those that were not valid
+        self.scans = 0  # the valid ones
         self.chance = random.Random(settings.seed)
         self.lock = threading.Lock()
 
@@ -212,6 +219,9 @@ class Lab:
                 answer = self.handle(operation, params)
             except Refusal as error:
                 answer = Answer(400, error_body(error.name, str(error)), error.name)
+            except (AttributeError, LookupError, TypeError, ValueError) as error:
+                name = "SerializationException"  # something is not as it has to be
+                answer = Answer(400, error_body(name, repr(error)), name)
             self.log(operation, params, answer)
         return answer
 
@@ -263,6 +273,7 @@ class Lab:
 
     def start_update(self, params: Json) -> None:
         """Begin to change the capacity. The old one counts until that is finished."""
+        check_names(params, ["TableName", "ProvisionedThroughput"])
         wanted = params["ProvisionedThroughput"]
         if self.on_demand:
             raise invalid("A table on demand has no capacity to change.")
@@ -310,9 +321,7 @@ class Lab:
         if "ExclusiveStartKey" in params:
             player_id = params["ExclusiveStartKey"]["player_id"]["S"]
             game_id = params["ExclusiveStartKey"]["game_id"]["S"]
-            low = lowest_hash(segment, total_segments)
-            high = lowest_hash(segment + 1, total_segments)
-            if not low <= hash_of(player_id) < high:
+            if not is_in_segment(player_id, segment, total_segments):
                 raise invalid("ExclusiveStartKey is not in this segment.")
             first = self.table.after(player_id, game_id)
         return self.table.page(first, end, params.get("Limit"))
@@ -338,6 +347,7 @@ class Lab:
         body = to_json(document)
         if params.get("Select") == "COUNT":
             return body
+        # The items are JSON texts already. They go before the closing brace.
         items = b",".join(self.table.items[page.first : page.end])
         return body[:-1] + b',"Items":[' + items + b"]}"
 
@@ -363,7 +373,9 @@ class Handler(BaseHTTPRequestHandler):
         operation = self.headers.get("X-Amz-Target", "").rpartition(".")[2]
         answer = self.server.lab.answer(operation, body)
         if answer.outcome == "hang":
-            self.rfile.read(1)  # nothing comes: this waits until the client gives up
+            # The client sends no more before it has an answer. So this waits until the
+            # client gives up.
+            self.rfile.read(1)
             self.close_connection = True
             return
         crc32 = zlib.crc32(answer.body)
@@ -386,8 +398,8 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body[: len(body) // 2])
         self.close_connection = True
         if reset:
-            # To linger for 0 seconds means: close with an RST instead of a FIN. Closed
-            # here, the socket gets no FIN from the server before.
+            # To linger for 0 seconds means: close with an RST instead of a FIN. It is
+            # closed here, because the server would send a FIN before it closes it.
             linger = struct.pack("ii", 1, 0)
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             self.connection.close()
@@ -488,8 +500,8 @@ def run(command: list[str], endpoint_url: str) -> int:
         words = [sys.executable, *command[1:]]
     elif name.endswith(".py"):
         words = [sys.executable, *command]
-    # Ctrl-C reaches COMMAND, too. What to do is COMMAND's decision, so we go on.
-    # (To ignore the signal would not do: COMMAND would inherit that.)
+    # Ctrl-C reaches COMMAND, too. What to do is COMMAND's decision, so we go on. (If
+    # the signal were ignored here, COMMAND would ignore it, too: that is inherited.)
     signal.signal(signal.SIGINT, lambda *_: None)
     try:
         child = subprocess.Popen(words, env=lab_environment(endpoint_url))
@@ -500,7 +512,17 @@ def run(command: list[str], endpoint_url: str) -> int:
     if command in (["bash"], ["sh"], ["zsh"]) and sys.stdin.isatty():
         warn(f"this shell uses {TABLE_NAME} at {endpoint_url}; exit ends both")
     status = child.wait()
+    if status == 2:  # wrong usage
+        point_out_own_option(command)
     return status if status >= 0 else 128 - status
+
+
+def point_out_own_option(command: list[str]) -> None:
+    """COMMAND did not understand its options. Perhaps one was meant for the lab."""
+    for setting in fields(Settings):
+        option = f"--{setting.name.replace('_', '-')}"
+        if option in command:
+            warn(f"hint: put {option} before {command[0]}: it is the local lab's own")
 
 
 def parse_arguments() -> tuple[Settings, list[str]]:
@@ -513,13 +535,16 @@ def parse_arguments() -> tuple[Settings, list[str]]:
     )
     add = parser.add_argument
 
-    def add_number(name: str, meaning: str, lowest: int = 0) -> None:
+    def add_number(
+        name: str, meaning: str, lowest: int = 0, highest: int = 10**9
+    ) -> None:
         default = getattr(Settings(), name.replace("-", "_"))
 
-        def number(text: str) -> Any:
+        def number(text: str) -> Any:  # argparse shows this name: invalid number value
             value = type(default)(text)
-            if value < lowest:
-                raise argparse.ArgumentTypeError(f"{text} is less than {lowest}")
+            if not lowest <= value <= highest:
+                error = f"{text} is not from {lowest} to {highest}"
+                raise argparse.ArgumentTypeError(error)
             return value
 
         text = f"{meaning} ({default:g})"
@@ -531,13 +556,15 @@ def parse_arguments() -> tuple[Settings, list[str]]:
     add_number("read-capacity", "RCU a second; 0: on demand")
     add_number("burst-seconds", "seconds of unused RCU that are saved", lowest=1)
     add_number("update-seconds", "how long UpdateTable takes")
-    add_number("fault-rate", "probability that a Scan meets a fault")
+    add_number("fault-rate", "probability that a Scan meets a fault", highest=1)
     add_number("seed", "which faults are drawn")
-    add_number("port", "0: any free one")
+    add_number("port", "0: any free one", highest=65_535)
     add("--request-log", metavar="FILE", type=Path, help="a line of JSON a request")
     add("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     options = vars(parser.parse_args())
     command = options.pop("command")
+    if command[:1] == ["--"]:
+        command = command[1:]
     return Settings(**options), command
 
 
@@ -548,7 +575,7 @@ def main() -> int:
             if command:
                 return run(command, lab.endpoint_url)
             return serve_until_ctrl_c(lab.endpoint_url)
-    except (OSError, OverflowError) as error:  # OverflowError: there is no such port
+    except OSError as error:
         warn(f"error: {error}")
         return 1
     except KeyboardInterrupt:  # while the items are made

@@ -124,6 +124,13 @@ def test_refuses_what_it_does_not_model(lab: Lab) -> None:
     assert refused["error"] == "ValidationException"
     assert refused["message"] == "the local lab does not model FilterExpression"
     assert ask(lab, "PutItem")["error"] == "UnknownOperationException"
+    update = {"BillingMode": "PAY_PER_REQUEST"}
+    refused = ask(lab, "UpdateTable", **update)
+    assert refused["message"] == "the local lab does not model BillingMode"
+    refused = ask(lab, "Scan", Select="SPECIFIC_ATTRIBUTES")
+    assert refused["message"] == "the local lab does not model SPECIFIC_ATTRIBUTES"
+    refused = ask(lab, "Scan", ExclusiveStartKey={"player_id": {"S": "a"}})
+    assert refused["error"] == "SerializationException"
 
 
 # --- Capacity and time ----------------------------------------------------------------
@@ -283,10 +290,10 @@ def test_command_sees_only_the_lab(tmp_path: Path) -> None:
         (["python", "-c", "raise SystemExit(7)"], 7, None),
         (["python", "-c", "import os; os.kill(os.getpid(), 15)"], 128 + 15, None),
         (["no-such-command"], 127, "error: cannot run no-such-command: "),
-        (["--items", "-1", "python"], 2, "--items: -1 is less than 0"),
+        (["--fault-rate", "2", "python"], 2, "--fault-rate: 2 is not from 0 to 1"),
+        (["--", "python", "-c", ""], 0, None),
         (["--request-log", "/no/folder/x", "python"], 1, "error: [Errno 2]"),
     ],
-    ids=["its own", "a signal", "no command", "wrong usage", "no request log"],
 )
 def test_exit_status_of_the_lab(
     command: list[str], status: int, error: str | None
@@ -296,6 +303,13 @@ def test_exit_status_of_the_lab(
     )
     assert ended.returncode == status
     assert error in ended.stderr if error else ended.stderr == ""
+
+
+def test_misplaced_option_is_pointed_out() -> None:
+    command = [*LAB, "python", "-c", "raise SystemExit(2)", "--items", "9"]
+    ended = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+    hint = "hint: put --items before python: it is the local lab's own\n"
+    assert (ended.returncode, ended.stderr) == (2, hint)
 
 
 def test_help_fits_80_columns() -> None:
