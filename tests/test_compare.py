@@ -6,6 +6,7 @@ what tables do on bad days.
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from dataclasses import replace
@@ -379,6 +380,14 @@ def test_the_fastest_parallel_scan_is_drawn() -> None:
     ways = [parallel(3, 1.0, segments=three), parallel(8, 3.0)]
     text = compare.result_text(Comparison(sequential(4.0), ways), TABLE, [])
     assert list(bars_of(text)) == ["sequential", "segment 0", "segment 1", "segment 2"]
+
+
+@pytest.mark.parametrize("stream", ["sys.stdout", "sys.stderr"])
+def test_either_stream_may_know_few_characters(
+    monkeypatch: pytest.MonkeyPatch, stream: str
+) -> None:
+    monkeypatch.setattr(stream, io.TextIOWrapper(io.BytesIO(), "ascii"))
+    assert timeline(Metrics(seconds=1.0)).endswith("# reading  - throttled")
 
 
 def test_few_characters_tell_reading_from_throttled(new_lab: NewLab) -> None:
