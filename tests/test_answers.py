@@ -85,7 +85,7 @@ def as_json(value: Any) -> Any:
 
 
 ANY_ANSWER = settings(
-    max_examples=150,
+    max_examples=100,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
