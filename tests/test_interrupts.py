@@ -12,9 +12,8 @@ from signal import SIGCONT, SIGINT, SIGSTOP, SIGTERM, Signals
 
 import interrupts
 import pytest
-from conftest import NewLab
 from interrupts import HANGING, SITUATIONS, SLOW, STARVED
-from items import THROTTLED, Json, outcomes
+from items import THROTTLED, outcomes
 from local_dynamodb import Lab
 from running import start
 
@@ -42,7 +41,7 @@ def interrupted(process: subprocess.Popen[str], *numbers: Signals) -> tuple[str,
     return out, err
 
 
-def test_scripts_end_in_every_situation(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scripts_end_in_every_situation(monkeypatch):
     monkeypatch.setattr(interrupts, "LIMIT", 60)  # no test is about time
     ends = interrupts.campaign(len(SITUATIONS), seed=1)
     assert [end for end in ends if end.wrong] == []
@@ -58,9 +57,7 @@ def test_scripts_end_in_every_situation(monkeypatch: pytest.MonkeyPatch) -> None
     ],
     ids=["reading", "throttled", "unanswered", "waiting for a turn"],
 )
-def test_interrupt_reports_what_was_read(
-    new_lab: NewLab, script: str, settings: Json, outcome: str, number: Signals
-) -> None:
+def test_interrupt_reports_what_was_read(new_lab, script, settings, outcome, number):
     lab = new_lab(**settings)
     process = start(f"{script} {FLAGS}", lab)
     wait_for(lab, outcome, 3)
@@ -71,7 +68,7 @@ def test_interrupt_reports_what_was_read(
     assert err == "interrupted: this is what was read until then\n"
 
 
-def test_second_signal_ends_a_scan_without_its_report(new_lab: NewLab) -> None:
+def test_second_signal_ends_a_scan_without_its_report(new_lab):
     lab = new_lab(**HANGING)
     process = start(f"parallel_scan.py {FLAGS}", lab)
     wait_for(lab, "hang", 4)

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, SSLError
 from campaign import campaign
-from canned import EMPTY_PAGE, Canned, Reply, refusal
-from conftest import NewLab
+from canned import EMPTY_PAGE, Reply, refusal
 from items import (
     REQUEST,
     THROTTLED,
@@ -25,7 +24,7 @@ from items import (
 )
 
 import common
-from common import Client, Metrics, ScanError, scan_page
+from common import Metrics, ScanError, scan_page
 
 REFUSED: Any = refusal(THROTTLED)
 LOST: Any = refusal("InternalServerError", status=500)
@@ -57,7 +56,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 # --- Against the server's log ---------------------------------------------------------
 
 
-def test_throttled_scan_is_whole_and_as_logged(new_lab: NewLab, no_delay: None) -> None:
+def test_throttled_scan_is_whole_and_as_logged(new_lab, no_delay):
     lab = new_lab(1000, read_capacity=30, burst_seconds=0.05)  # one page at first
     metrics, items = read_segments(lab, 16, Limit=50)
     assert metrics.complete
@@ -70,7 +69,7 @@ def test_throttled_scan_is_whole_and_as_logged(new_lab: NewLab, no_delay: None) 
 
 
 @pytest.mark.usefixtures("no_delay")
-def test_every_item_arrives_once_through_faults() -> None:
+def test_every_item_arrives_once_through_faults():
     seen = campaign(seed=1, fault_rate=0.2)
     assert set(seen) == {"ok", THROTTLED, "500", "reset", "truncated", "bad-crc"}
 
@@ -89,9 +88,7 @@ def test_every_item_arrives_once_through_faults() -> None:
     ],
     ids=str,
 )
-def test_every_kind_of_throttling_is_waited_out(
-    canned: Canned, no_delay: None, answer: Reply
-) -> None:
+def test_every_kind_of_throttling_is_waited_out(canned, no_delay, answer):
     canned.answer(answer, LOST, answer, EMPTY_PAGE)
     metrics, _ = read_pages(canned)
     assert (metrics.throttled_requests, metrics.retried_requests) == (2, 1)
@@ -99,14 +96,14 @@ def test_every_kind_of_throttling_is_waited_out(
 
 
 @pytest.mark.parametrize("code", ["ValidationException", "AccessDeniedException"])
-def test_other_errors_are_raised_at_once(canned: Canned, code: str) -> None:
+def test_other_errors_are_raised_at_once(canned, code):
     canned.answer(refusal(code))
     with pytest.raises(ClientError, match=code):
         read_pages(canned)
     assert len(canned.requests) == 1
 
 
-def test_failed_tls_is_raised_at_once(canned: Canned) -> None:
+def test_failed_tls_is_raised_at_once(canned):
     secure = common.connect(endpoint_url=canned.endpoint_url.replace("http", "https"))
     metrics = Metrics()
     with pytest.raises(SSLError):
@@ -114,7 +111,7 @@ def test_failed_tls_is_raised_at_once(canned: Canned) -> None:
     assert metrics.retried_requests == 0
 
 
-def test_refused_connection_is_tried_eight_times(no_delay: None) -> None:
+def test_refused_connection_is_tried_eight_times(no_delay):
     nowhere = common.connect(endpoint_url="http://127.0.0.1:1")
     metrics = Metrics()
     with pytest.raises(EndpointConnectionError):
@@ -122,9 +119,7 @@ def test_refused_connection_is_tried_eight_times(no_delay: None) -> None:
     assert metrics.retried_requests == 8
 
 
-def test_eighth_lost_answer_of_a_page_is_the_error(
-    canned: Canned, client: Client, no_delay: None
-) -> None:
+def test_eighth_lost_answer_of_a_page_is_the_error(canned, client, no_delay):
     canned.answer(*[*[LOST] * 7, EMPTY_PAGE] * 2, LOST)
     metrics = Metrics()
     for _ in range(2):
@@ -139,9 +134,7 @@ def test_eighth_lost_answer_of_a_page_is_the_error(
 
 
 @pytest.mark.parametrize(("answer", "times"), [(REFUSED, 20), (LOST, 7)])
-def test_delays_grow_to_five_seconds_at_random(
-    canned: Canned, client: Client, clock: Clock, answer: Reply, times: int
-) -> None:
+def test_delays_grow_to_five_seconds_at_random(canned, client, clock, answer, times):
     canned.answer(*[answer] * times, EMPTY_PAGE)
     scan_page(client, REQUEST, Metrics())
     for number, seconds in enumerate(clock.sleeps):
@@ -149,9 +142,7 @@ def test_delays_grow_to_five_seconds_at_random(
     assert len(set(clock.sleeps)) == times
 
 
-def test_waiting_for_a_page_ends_after_half_an_hour(
-    canned: Canned, client: Client, clock: Clock
-) -> None:
+def test_waiting_for_a_page_ends_after_half_an_hour(canned, client, clock):
     canned.answer(*[*[REFUSED] * 300, EMPTY_PAGE] * 2, REFUSED)
     for _ in range(2):
         scan_page(client, REQUEST, Metrics())
@@ -163,9 +154,7 @@ def test_waiting_for_a_page_ends_after_half_an_hour(
     assert "--max-rcu" in raised.value.hint
 
 
-def test_only_throttling_counts_as_waiting(
-    canned: Canned, client: Client, clock: Clock
-) -> None:
+def test_only_throttling_counts_as_waiting(canned, client, clock):
     canned.answer(REFUSED, LOST, REFUSED, EMPTY_PAGE)
     metrics = Metrics()
     scan_page(client, REQUEST, metrics)
