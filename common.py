@@ -413,9 +413,10 @@ def load_credentials(session: boto3.Session) -> None:
         )
 
 
+SPACE = r"[ \t\r\n]*"  # what may stand between the parts of a JSON text
 # The text before the first item, and between two items. (?=\{) means: a { follows.
-FIRST_ITEM = re.compile(r'"Items"\s*:\s*\[\s*(?=\{)')
-NEXT_ITEM = re.compile(r"\s*,\s*(?=\{)")
+FIRST_ITEM = re.compile(rf'"Items"{SPACE}:{SPACE}\[{SPACE}(?=\{{)')
+NEXT_ITEM = re.compile(rf"{SPACE},{SPACE}(?=\{{)")
 json_decoder = json.JSONDecoder()
 
 

@@ -116,6 +116,9 @@ def test_form_of_an_answer_makes_no_difference(canned, client, plain, answer):
 @ANY_ANSWER
 @given(answer=damaged())
 @example(answer=b'{"tems":[],"Count":0,"ScannedCount":0}')
+@example(answer=b'{"Items":[{},\x85{}],"Count":2,"ScannedCount":2}')
+@example(answer=b'{"Items":\x85[{}],"Count":1,"ScannedCount":1}')
+@example(answer=b'{"Items":[{},\x0c{}],"Count":2,"ScannedCount":2}')
 def test_damaged_answer_is_exact_or_an_error(canned, client, answer):
     # The endpoint sends no checksum, so nothing but the text tells.
     canned.answer(answer)
