@@ -336,7 +336,7 @@ sequential |████████████████████░░�
 segment 0  |████████████████████
 segment 1  |          ░░░░░█████
 segment 2  |█
-segment 3  |          █████░░░░░
+segment 3  |          █████████████████████████░░░░░
            0 s                                2.00 s
 █ reading  ░ throttled"""
 
@@ -344,13 +344,13 @@ segment 3  |          █████░░░░░
 def test_a_timeline_is_to_scale(monkeypatch):
     monkeypatch.setenv("COLUMNS", "53")
     whole = Metrics(started=50.0, seconds=2.0, waits=[(51.0, 52.0)])
-    in_segments = Metrics(started=60.0, seconds=1.0)
+    in_segments = Metrics(started=60.0, seconds=2.0)
     in_segments.segments = {
         0: Metrics(started=60.0, seconds=1.0),
         1: Metrics(started=60.5, seconds=0.5, waits=[(60.5, 60.75)]),
         2: Metrics(started=60.0, seconds=0.001),  # however short
         # It was still being read, and was throttled, when the scan ended.
-        3: Metrics(started=60.5, waits=[(60.75, 61.5)]),
+        3: Metrics(started=60.5, waits=[(61.75, 62.5)]),
     }
     assert timeline(whole, in_segments) == TIMELINE
 
