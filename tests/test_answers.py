@@ -22,7 +22,7 @@ from items import (
     read_segments,
 )
 
-from common import Metrics, ScanError, scan_page
+from common import Client, Metrics, ScanError, scan_page
 from parallel_scan import item_lines
 
 # --- Answers, as hypothesis draws them ------------------------------------------------
@@ -101,7 +101,9 @@ def plain(canned_server: Canned) -> Any:
 @given(answer=answers())
 @example(answer='{"Items" : [ ], "Count": 0, "ScannedCount": 2}')
 @example(answer=f'{{"Items":[{{"😀":{{"S":"\\uD83D\\uDE00\\u0022}}"}}}}],{COUNTS}}}')
-def test_form_of_an_answer_makes_no_difference(canned, client, plain, answer):
+def test_form_of_an_answer_makes_no_difference(
+    canned: Canned, client: Client, plain: Any, answer: str
+) -> None:
     canned.answer(answer)
     page = scan_page(client, REQUEST, Metrics())
     expected = plain.scan(TableName="T")
@@ -119,7 +121,9 @@ def test_form_of_an_answer_makes_no_difference(canned, client, plain, answer):
 @example(answer=b'{"Items":[{},\x85{}],"Count":2,"ScannedCount":2}')
 @example(answer=b'{"Items":\x85[{}],"Count":1,"ScannedCount":1}')
 @example(answer=b'{"Items":[{},\x0c{}],"Count":2,"ScannedCount":2}')
-def test_damaged_answer_is_exact_or_an_error(canned, client, answer):
+def test_damaged_answer_is_exact_or_an_error(
+    canned: Canned, client: Client, answer: bytes
+) -> None:
     # The endpoint sends no checksum, so nothing but the text tells.
     canned.answer(answer)
     try:
@@ -151,7 +155,7 @@ EVERY_TYPE: Json = {
 }
 
 
-def test_every_type_comes_as_botocore_has_it(real):
+def test_every_type_comes_as_botocore_has_it(real: Any) -> None:
     create_table(real.client, "EveryType", [EVERY_TYPE], {"player_id": "S"})
     _, items = read_pages(real, TableName="EveryType")
     (expected,) = scan_plainly(real.client, TableName="EveryType")
@@ -159,7 +163,7 @@ def test_every_type_comes_as_botocore_has_it(real):
     assert items[0].keys() == EVERY_TYPE.keys()
 
 
-def test_binary_keys_are_followed(real):
+def test_binary_keys_are_followed(real: Any) -> None:
     items = [{"B": {"B": bytes([255 - number, number, 0])}} for number in range(30)]
     create_table(real.client, "BinaryKey", items, {"B": "B"})
     _, found = read_segments(real, 2, TableName="BinaryKey", Limit=4)
@@ -199,7 +203,9 @@ NO_PAGES = [
     + [f"{{{inside}}}" for inside in NO_PAGES],
     ids=lambda answer: str(answer)[:50],
 )
-def test_no_answer_of_dynamodbs_is_an_error(canned, client, answer):
+def test_no_answer_of_dynamodbs_is_an_error(
+    canned: Canned, client: Client, answer: str | Reply
+) -> None:
     canned.answer(answer)
     with pytest.raises(ScanError, match="does not answer as DynamoDB does"):
         scan_page(client, REQUEST, Metrics())

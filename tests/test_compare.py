@@ -14,7 +14,10 @@ from signal import SIGINT
 from typing import Any
 
 import pytest
+from canned import Canned
+from conftest import Invoke, NewLab
 from items import counts_in, scans_of
+from local_dynamodb import Lab
 from running import shell, start
 
 import compare
@@ -152,7 +155,7 @@ def segments(*seconds: float) -> dict[int, Metrics]:
         ((sequential(4), parallel(4, 1, consumed_rcu=None)), "faster"),
     ],
 )
-def test_nothing_else_is_claimed(scans, claims):
+def test_nothing_else_is_claimed(scans: tuple[Way, ...], claims: str) -> None:
     assert claims_of(said_of(*scans)) == claims
 
 
@@ -165,12 +168,14 @@ def test_nothing_else_is_claimed(scans, claims):
         (1.1, 0.5, "not clear, more runs"),  # it waited for the server
     ],
 )
-def test_gil_is_named_where_one_core_was_busy(before, cpu_seconds, claims):
+def test_gil_is_named_where_one_core_was_busy(
+    before: float, cpu_seconds: float, claims: str
+) -> None:
     busy = parallel(4, 1.0, cpu_seconds=cpu_seconds)
     assert claims_of(said_of(sequential(before), busy, plain=True)) == claims
 
 
-def test_conclusion_in_full():
+def test_conclusion_in_full() -> None:
     two = parallel(2, 4.5, 3.5, 5.5)
     more = {"cpu_seconds": 1.5, "segments": segments(0.5, 0.5, 0.5, 1.9)}
     four = parallel(4, 1.5, 2.0, 2.5, consumed_rcu=51.0, **more)
@@ -184,7 +189,7 @@ def test_conclusion_in_full():
     ]
 
 
-def test_segments_that_gained_nothing_are_named():
+def test_segments_that_gained_nothing_are_named() -> None:
     series = [parallel(count, 1.0) for count in (4, 8)]
     said = said_of(sequential(8.0), parallel(2, 2.0), *series)
     assert said.endswith("8.0 times as fast. More than 4 segments gained nothing.")
@@ -192,7 +197,7 @@ def test_segments_that_gained_nothing_are_named():
     assert said.endswith("More than 1 segment gained nothing.")
 
 
-def test_throttling_in_full():
+def test_throttling_in_full() -> None:
     throttled = sequential(2.0, throttled_requests=1200), parallel(2, 9.0)
     four = parallel(4, 2.6, throttled_requests=1)
     said = said_of(*throttled, four, parallel(8, 2.7))
@@ -205,12 +210,12 @@ def test_throttling_in_full():
     ]
 
 
-def test_of_two_runs_the_faster_stands_for_both():
+def test_of_two_runs_the_faster_stands_for_both() -> None:
     assert parallel(2, 3.0, 1.0).median.seconds == 1.0
 
 
 # A scan of the table costs 1,024 RCU, or 2,048 if consistent.
-def test_cost_of_a_provisioned_table_promises_no_time():
+def test_cost_of_a_provisioned_table_promises_no_time() -> None:
     words = cost_text(TABLE, 2, consistent=False)
     assert "2 scans of this table consume about 2,048 RCU." in words
     assert "The table has 5 RCU a second. Up to 1,500 RCU" in words  # of five minutes
@@ -218,7 +223,7 @@ def test_cost_of_a_provisioned_table_promises_no_time():
     assert words.endswith("With none left, the scans take about 410 s.")  # 2,048 / 5
 
 
-def test_cost_of_an_on_demand_table_has_no_time():
+def test_cost_of_an_on_demand_table_has_no_time() -> None:
     words = cost_text(replace(TABLE, read_capacity=None), 3, consistent=True)
     assert "3 scans of this table consume about 6,144 RCU." in words
     assert words.endswith("each request is billed.")
@@ -227,14 +232,14 @@ def test_cost_of_an_on_demand_table_has_no_time():
 # --- Scans that cannot be compared ----------------------------------------------------
 
 
-def test_an_interrupt_in_the_first_scan_leaves_nothing_to_show():
+def test_an_interrupt_in_the_first_scan_leaves_nothing_to_show() -> None:
     nothing = Comparison(Way(None), [Way(4)], Way(None), items_until_then=300)
     text = compare.result_text(nothing, TABLE, conclusion(nothing, plain=False))
     _, said = text.split("\n\n")  # the table's facts come first
     assert said.startswith("Interrupted: the sequential scan had read 300 items.")
 
 
-def test_no_speed_is_claimed_after_an_interrupt(new_lab):
+def test_no_speed_is_claimed_after_an_interrupt(new_lab: NewLab) -> None:
     # The sequential scan needs 7 pages, and the one in 2 segments 8. The next one gets
     # two pages, and no third.
     def script(number: int, _: Any) -> str | None:
@@ -281,7 +286,9 @@ def page(items: int, scanned: int | None = None) -> str:
         ([page(8, scanned=9), page(1, scanned=9), page(0)], "from 1 to 8", "written"),
     ],
 )
-def test_a_table_that_changes_has_no_speed(invoke, canned, pages, different, reason):
+def test_a_table_that_changes_has_no_speed(
+    invoke: Invoke, canned: Canned, pages: list[str], different: str, reason: str
+) -> None:
     canned.answer(*pages)
     answer = invoke("compare --total-segments 8 --output json", at=canned).json()
     said = answer["conclusion"]
@@ -312,14 +319,14 @@ Throttled requests                                 7
 Retried requests                                   2"""
 
 
-def test_a_column_is_a_scan_and_a_row_a_metric():
+def test_a_column_is_a_scan_and_a_row_a_metric() -> None:
     two = parallel(2, 1.9, 1.5, 3.0, consumed_rcu=None)
     four = parallel(4, 440.0, throttled_requests=7, retried_requests=2)
     text = compare.side_by_side(Comparison(sequential(2.0), [two, four]))
     assert [line.rstrip() for line in text.splitlines()] == SIDE_BY_SIDE.splitlines()
 
 
-def test_five_large_scans_fit_80_columns():
+def test_five_large_scans_fit_80_columns() -> None:
     names = ("items", "pages", "throttled_requests", "retried_requests")
     large: dict[str, Any] = dict.fromkeys(names, 99_999_999)
     first = sequential(90_000.0, 90_000.0, **large)
@@ -341,7 +348,7 @@ segment 3  |          ███████████████████�
 █ reading  ░ throttled"""
 
 
-def test_a_timeline_is_to_scale(monkeypatch):
+def test_a_timeline_is_to_scale(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "53")
     whole = Metrics(started=50.0, seconds=2.0, waits=[(51.0, 52.0)])
     in_segments = Metrics(started=60.0, seconds=2.0)
@@ -355,7 +362,7 @@ def test_a_timeline_is_to_scale(monkeypatch):
     assert timeline(whole, in_segments) == TIMELINE
 
 
-def test_of_many_segments_the_20_that_finished_last_are_drawn():
+def test_of_many_segments_the_20_that_finished_last_are_drawn() -> None:
     many = Metrics(seconds=10.0)
     for number in range(30):
         many.segments[number] = Metrics(started=number / 30, seconds=9 - number / 15)
@@ -368,7 +375,7 @@ def test_of_many_segments_the_20_that_finished_last_are_drawn():
     assert "finished last" not in timeline(twenty)
 
 
-def test_the_fastest_parallel_scan_is_drawn():
+def test_the_fastest_parallel_scan_is_drawn() -> None:
     three = {number: Metrics(seconds=1.0) for number in range(3)}
     ways = [parallel(3, 1.0, segments=three), parallel(8, 3.0)]
     text = compare.result_text(Comparison(sequential(4.0), ways), TABLE, [])
@@ -376,12 +383,14 @@ def test_the_fastest_parallel_scan_is_drawn():
 
 
 @pytest.mark.parametrize("stream", ["sys.stdout", "sys.stderr"])
-def test_either_stream_may_know_few_characters(monkeypatch, stream):
+def test_either_stream_may_know_few_characters(
+    monkeypatch: pytest.MonkeyPatch, stream: str
+) -> None:
     monkeypatch.setattr(stream, io.TextIOWrapper(io.BytesIO(), "ascii"))
     assert timeline(Metrics(seconds=1.0)).endswith("# reading  - throttled")
 
 
-def test_few_characters_tell_reading_from_throttled(new_lab):
+def test_few_characters_tell_reading_from_throttled(new_lab: NewLab) -> None:
     # The second page is throttled twice.
     lab = new_lab(
         500, script=lambda number, _: "throttle" if number in (1, 2) else None
@@ -393,7 +402,9 @@ def test_few_characters_tell_reading_from_throttled(new_lab):
     assert ended.out.isascii()
 
 
-def test_the_result_is_on_standard_output_and_the_cost_is_not(invoke, lab):
+def test_the_result_is_on_standard_output_and_the_cost_is_not(
+    invoke: Invoke, lab: Lab
+) -> None:
     flags = "--total-segments 2 4 8 16 --runs 2 --consistent-read"
     ended = invoke(f"compare {flags}", at=lab)
     facts, _, said, _ = ended.out.split("\n\n")
@@ -407,7 +418,9 @@ def test_the_result_is_on_standard_output_and_the_cost_is_not(invoke, lab):
     assert widest(ended.err) <= 80
 
 
-def test_output_is_whole_in_20_columns(invoke, lab, monkeypatch):
+def test_output_is_whole_in_20_columns(
+    invoke: Invoke, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", "20")
     ended = invoke("compare --total-segments 2 16", at=lab)
     assert cells_of(ended.out, "Items processed") == ["2,000"] * 3
@@ -419,7 +432,7 @@ def test_output_is_whole_in_20_columns(invoke, lab, monkeypatch):
 # --- On servers -----------------------------------------------------------------------
 
 
-def test_json_is_the_servers_own_account(invoke, new_lab):
+def test_json_is_the_servers_own_account(invoke: Invoke, new_lab: NewLab) -> None:
     lab = new_lab(read_capacity=7)
     flags = "--total-segments 3 2 2 --workers 2 --output json"
     ended = invoke(f"compare {flags}", at=lab)
@@ -443,7 +456,7 @@ def test_json_is_the_servers_own_account(invoke, new_lab):
     assert "The table has 7 RCU a second." in in_one_line(ended.err)
 
 
-def test_scans_go_forth_and_back(invoke, new_lab):
+def test_scans_go_forth_and_back(invoke: Invoke, new_lab: NewLab) -> None:
     lab = new_lab(100)
     flags = "--total-segments 2 3 --runs 3 --output json"
     results = invoke(f"compare {flags}", at=lab).json()["results"]
@@ -455,7 +468,7 @@ def test_scans_go_forth_and_back(invoke, new_lab):
         assert sorted(each["runs"])[1] == each["seconds"]  # the median of three
 
 
-def test_hot_segments_do_not_blame_the_table(invoke, new_lab):
+def test_hot_segments_do_not_blame_the_table(invoke: Invoke, new_lab: NewLab) -> None:
     hot = {0, 1, 2, 3}
 
     def script(_: int, scan: Any) -> str | None:
@@ -473,7 +486,7 @@ def test_hot_segments_do_not_blame_the_table(invoke, new_lab):
 
 
 # The 25 games of a single player are in one segment, whatever the number of segments.
-def test_segment_that_holds_all_items_is_named(invoke, new_lab):
+def test_segment_that_holds_all_items_is_named(invoke: Invoke, new_lab: NewLab) -> None:
     command = "compare --total-segments 8 --page-size 1 --output json"
     answer = invoke(command, at=new_lab(25, latency_ms=30)).json()
     segments = answer["results"][1]["segments"]
@@ -482,14 +495,16 @@ def test_segment_that_holds_all_items_is_named(invoke, new_lab):
     assert CLAIMS["more segments"] not in answer["conclusion"]
 
 
-def test_only_plain_boto3_lets_botocore_parse_the_items(invoke, canned):
+def test_only_plain_boto3_lets_botocore_parse_the_items(
+    invoke: Invoke, canned: Canned
+) -> None:
     # DynamoDB sends no value without a type. botocore's parser stumbles over it.
     canned.answer('{"Items": [{"score": 5}], "Count": 1, "ScannedCount": 1}')
     assert invoke("compare", at=canned).status == 0
     assert invoke("compare --plain-boto3", at=canned).status == 1
 
 
-def test_the_size_of_an_index_is_not_guessed(invoke, real):
+def test_the_size_of_an_index_is_not_guessed(invoke: Invoke, real: Any) -> None:
     command = "compare --index-name game-mode-index --output json"
     ended = invoke(command, at=real)
     results = ended.json()["results"]

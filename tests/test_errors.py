@@ -22,7 +22,8 @@ from typing import Any
 
 import pytest
 import running
-from canned import COUNTS, EMPTY_PAGE, Reply, refusal
+from canned import COUNTS, EMPTY_PAGE, Canned, Reply, refusal
+from conftest import Invoke, NewLab
 from running import ROOT, Ended, environment, shell, start
 
 SECRET = "hunter2"
@@ -66,7 +67,9 @@ def assert_failed(ended: Ended, status: int, error: str, hint: str = "") -> None
         ("compare --total-segments 2 0", "--total-segments: 0 is not from 1 to"),
     ],
 )
-def test_wrong_flags_send_no_request(invoke, canned, command, error):
+def test_wrong_flags_send_no_request(
+    invoke: Invoke, canned: Canned, command: str, error: str
+) -> None:
     assert_failed(invoke(command, at=canned), 2, error)
     assert canned.requests == []
 
@@ -82,13 +85,15 @@ def test_wrong_flags_send_no_request(invoke, canned, command, error):
         ("values", '{":b": {"BS": ["YWJ"]}}', "argument --expression-attribute-values"),
     ],
 )
-def test_wrong_json_sends_no_request(invoke, canned, flag, text, error):
+def test_wrong_json_sends_no_request(
+    invoke: Invoke, canned: Canned, flag: str, text: str, error: str
+) -> None:
     command = f"parallel_scan --expression-attribute-{flag} '{text}'"
     assert_failed(invoke(command, at=canned), 2, error)
     assert canned.requests == []
 
 
-def test_flags_arrive_as_they_were_given(invoke, canned):
+def test_flags_arrive_as_they_were_given(invoke: Invoke, canned: Canned) -> None:
     values = {
         ":binary": {"B": "AP8="},  # in base64, as DynamoDB's protocol has it, too
         ":set": {"BS": ["AP8=", ""]},
@@ -131,7 +136,9 @@ def test_flags_arrive_as_they_were_given(invoke, canned):
         "http://",
     ],
 )
-def test_wrong_endpoints_are_wrong_usage(invoke, monkeypatch, endpoint_url):
+def test_wrong_endpoints_are_wrong_usage(
+    invoke: Invoke, monkeypatch: pytest.MonkeyPatch, endpoint_url: str
+) -> None:
     by_flag = invoke(f"sequential_scan --endpoint-url '{endpoint_url}'")
     monkeypatch.setenv("AWS_ENDPOINT_URL_DYNAMODB", endpoint_url)
     by_variable = invoke("compare")
@@ -140,7 +147,7 @@ def test_wrong_endpoints_are_wrong_usage(invoke, monkeypatch, endpoint_url):
 
 
 @pytest.mark.parametrize("script", ["sequential_scan", "parallel_scan", "compare"])
-def test_refused_connection_points_to_the_network(invoke, script):
+def test_refused_connection_points_to_the_network(invoke: Invoke, script: str) -> None:
     error = 'Could not connect to the endpoint URL: "http://127.0.0.1:1/"'
     assert_failed(invoke(script, at=NOWHERE), 1, error, NETWORK)
 
@@ -167,8 +174,14 @@ PROXY = {"http_proxy": REFUSED}  # goes before HTTP_PROXY
     ],
 )
 def test_settings_that_cannot_work_are_named(
-    invoke, monkeypatch, variables, flags, status, error, hint
-):
+    invoke: Invoke,
+    monkeypatch: pytest.MonkeyPatch,
+    variables: dict[str, str | None],
+    flags: str,
+    status: int,
+    error: str,
+    hint: str,
+) -> None:
     for name, value in variables.items():
         if value is None:
             monkeypatch.delenv(name)
@@ -177,7 +190,9 @@ def test_settings_that_cannot_work_are_named(
     assert_failed(invoke(f"parallel_scan {flags}"), status, error, hint)
 
 
-def test_https_that_fails_is_one_error(invoke, canned, monkeypatch):
+def test_https_that_fails_is_one_error(
+    invoke: Invoke, canned: Canned, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # The server there understands HTTP only.
     https = canned.endpoint_url.replace("http:", "https:")
     ended = invoke(f"sequential_scan --endpoint-url {https}")
@@ -197,7 +212,9 @@ def test_https_that_fails_is_one_error(invoke, canned, monkeypatch):
         f'{{"Items": [{{}}], {COUNTS}, "ConsumedCapacity": {{"CapacityUnits": -1}}}}',
     ],
 )
-def test_server_that_is_no_dynamodb_is_named(invoke, canned, body):
+def test_server_that_is_no_dynamodb_is_named(
+    invoke: Invoke, canned: Canned, body: str
+) -> None:
     canned.answer(body, table=body)
     error = f"{canned.endpoint_url} does not answer as DynamoDB does"
     with_password = canned.endpoint_url.replace("//", f"//me:{SECRET}@")
@@ -207,13 +224,15 @@ def test_server_that_is_no_dynamodb_is_named(invoke, canned, body):
 
 
 @pytest.mark.parametrize("status", [404, 503])
-def test_error_page_of_a_web_server_points_to_the_network(invoke, canned, status):
+def test_error_page_of_a_web_server_points_to_the_network(
+    invoke: Invoke, canned: Canned, status: int
+) -> None:
     canned.answer(Reply("<html>\nSorry\n</html>", status))
     ended = invoke("sequential_scan", at=canned)
     assert_failed(ended, 1, f"({status}) when calling the Scan operation: ", NETWORK)
 
 
-def test_same_key_twice_is_an_error(invoke, canned):
+def test_same_key_twice_is_an_error(invoke: Invoke, canned: Canned) -> None:
     key = '"LastEvaluatedKey": {"id": {"S": "a"}}'
     canned.answer(f'{{"Items": [{{}}], {COUNTS}, {key}}}')
     ended = invoke("sequential_scan", at=canned)
@@ -232,7 +251,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def test_damaged_config_file_is_named(invoke, config):
+def test_damaged_config_file_is_named(invoke: Invoke, config: Path) -> None:
     config.write_text("this is no config file")
     ended = invoke("sequential_scan", at=NOWHERE)
     assert_failed(ended, 1, f"Unable to parse config file: {config}")
@@ -247,7 +266,9 @@ def test_damaged_config_file_is_named(invoke, config):
         ("exec /no/such/program", "/no/such/program"),
     ],
 )
-def test_failing_credential_process_is_blamed(invoke, config, program, error):
+def test_failing_credential_process_is_blamed(
+    invoke: Invoke, config: Path, program: str, error: str
+) -> None:
     command = f"/bin/sh -c {shlex.quote(program)}"
     config.write_text(f"[profile lab]\ncredential_process = {command}\n")
     ended = invoke("parallel_scan --profile lab", at=NOWHERE)
@@ -256,7 +277,9 @@ def test_failing_credential_process_is_blamed(invoke, config, program, error):
 
 
 @pytest.mark.parametrize("command", ["sequential_scan", "parallel_scan --workers 1"])
-def test_credentials_that_fail_in_mid_scan_are_blamed(invoke, new_lab, config, command):
+def test_credentials_that_fail_in_mid_scan_are_blamed(
+    invoke: Invoke, new_lab: NewLab, config: Path, command: str
+) -> None:
     # boto3 renews credentials that expire so soon before each request.
     soon = datetime.now(timezone.utc) + timedelta(minutes=5)
     keys = {"AccessKeyId": "key", "SecretAccessKey": SECRET, "Version": 1}
@@ -286,14 +309,14 @@ aws_secret_access_key = hunter2
 
 
 @pytest.mark.parametrize("redirection", ["<&-", "</dev/null"])
-def test_mfa_without_a_terminal_is_one_error(config, redirection):
+def test_mfa_without_a_terminal_is_one_error(config: Path, redirection: str) -> None:
     config.write_text(MFA)
     command = f"python parallel_scan.py --profile lab {redirection}"
     ended = shell(command, at=NOWHERE, AWS_CONFIG_FILE=str(config))
     assert_failed(ended, 1, "there is no terminal to enter an MFA code in")
 
 
-def test_ctrl_c_at_the_mfa_prompt_keeps_echo(config):
+def test_ctrl_c_at_the_mfa_prompt_keeps_echo(config: Path) -> None:
     config.write_text(MFA)
     keyboard, terminal = pty.openpty()
     # The shell has no terminal yet. So the one that it opens becomes its own.
@@ -335,20 +358,24 @@ def test_ctrl_c_at_the_mfa_prompt_keeps_echo(config):
         ("SomethingNewException", "The token has expired", ""),
     ],
 )
-def test_hints_go_by_the_name_of_the_error(invoke, canned, code, message, hint):
+def test_hints_go_by_the_name_of_the_error(
+    invoke: Invoke, canned: Canned, code: str, message: str, hint: str
+) -> None:
     canned.answer(refusal(code, message))
     error = f"An error occurred ({code}) when calling the Scan operation: {message}"
     assert_failed(invoke("parallel_scan", at=canned), 1, error, hint)
 
 
-def test_long_messages_are_cut(invoke, canned):
+def test_long_messages_are_cut(invoke: Invoke, canned: Canned) -> None:
     canned.answer(refusal("SomethingNewException", "and\non " * 1000))
     ended = invoke("parallel_scan", at=canned)
     assert_failed(ended, 1, "and on and on and on")
     assert len(ended.err) < 600
 
 
-def test_only_the_comparison_describes_the_table(invoke, canned):
+def test_only_the_comparison_describes_the_table(
+    invoke: Invoke, canned: Canned
+) -> None:
     canned.answer(EMPTY_PAGE, table=refusal("AccessDeniedException", "not authorized"))
     assert invoke("parallel_scan", at=canned).status == 0
     ended = invoke("compare", at=canned)
@@ -365,14 +392,18 @@ def test_only_the_comparison_describes_the_table(invoke, canned):
         ("--projection-expression name", "keyword: name", "--expression-attribute-na"),
     ],
 )
-def test_what_a_real_engine_refuses_is_shown(invoke, real, flags, error, hint):
+def test_what_a_real_engine_refuses_is_shown(
+    invoke: Invoke, real: Any, flags: str, error: str, hint: str
+) -> None:
     assert_failed(invoke(f"parallel_scan {flags}", at=real), 1, error, hint)
 
 
 # --- This machine ---------------------------------------------------------------------
 
 
-def test_too_many_threads_point_to_workers(invoke, canned, monkeypatch):
+def test_too_many_threads_point_to_workers(
+    invoke: Invoke, canned: Canned, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
@@ -382,24 +413,26 @@ def test_too_many_threads_point_to_workers(invoke, canned, monkeypatch):
     assert_failed(ended, 1, "can't start new thread", "--workers")
 
 
-def test_full_standard_output_is_one_error(canned):
+def test_full_standard_output_is_one_error(canned: Canned) -> None:
     ended = shell("python sequential_scan.py >/dev/full", at=canned)
     assert_failed(ended, 1, "No space left on device")
 
 
-def test_closed_standard_output_costs_nothing(canned):
+def test_closed_standard_output_costs_nothing(canned: Canned) -> None:
     ended = shell("python parallel_scan.py >&-", at=canned)
     assert_failed(ended, 1, "standard output or standard error is closed")
     assert canned.requests == []
 
 
 @pytest.mark.parametrize("redirection", ["2>/dev/full", "2>&-"])
-def test_full_or_closed_standard_error_has_status_1(canned, redirection):
+def test_full_or_closed_standard_error_has_status_1(
+    canned: Canned, redirection: str
+) -> None:
     ended = shell(f"python compare.py {redirection}", at=canned)
     assert ended == Ended(1, "", "")
 
 
-def test_reader_that_is_gone_ends_it_quietly(canned):
+def test_reader_that_is_gone_ends_it_quietly(canned: Canned) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     process = start("sequential_scan.py", canned, stdout=writer)

@@ -12,8 +12,9 @@ from signal import SIGCONT, SIGINT, SIGSTOP, SIGTERM, Signals
 
 import interrupts
 import pytest
+from conftest import NewLab
 from interrupts import HANGING, SITUATIONS, SLOW, STARVED
-from items import THROTTLED, outcomes
+from items import THROTTLED, Json, outcomes
 from local_dynamodb import Lab
 from running import start
 
@@ -41,7 +42,7 @@ def interrupted(process: subprocess.Popen[str], *numbers: Signals) -> tuple[str,
     return out, err
 
 
-def test_scripts_end_in_every_situation(monkeypatch):
+def test_scripts_end_in_every_situation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interrupts, "LIMIT", 60)  # no test is about time
     ends = interrupts.campaign(len(SITUATIONS), seed=1)
     assert [end for end in ends if end.wrong] == []
@@ -57,7 +58,9 @@ def test_scripts_end_in_every_situation(monkeypatch):
     ],
     ids=["reading", "throttled", "unanswered", "waiting for a turn"],
 )
-def test_interrupt_reports_what_was_read(new_lab, script, settings, outcome, number):
+def test_interrupt_reports_what_was_read(
+    new_lab: NewLab, script: str, settings: Json, outcome: str, number: Signals
+) -> None:
     lab = new_lab(**settings)
     process = start(f"{script} {FLAGS}", lab)
     wait_for(lab, outcome, 3)
@@ -68,7 +71,7 @@ def test_interrupt_reports_what_was_read(new_lab, script, settings, outcome, num
     assert err == "interrupted: this is what was read until then\n"
 
 
-def test_second_signal_ends_a_scan_without_its_report(new_lab):
+def test_second_signal_ends_a_scan_without_its_report(new_lab: NewLab) -> None:
     lab = new_lab(**HANGING)
     process = start(f"parallel_scan.py {FLAGS}", lab)
     wait_for(lab, "hang", 4)

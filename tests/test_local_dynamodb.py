@@ -11,10 +11,12 @@ import socket
 import subprocess
 import sys
 import zlib
+from pathlib import Path
 from typing import Any
 
 import local_dynamodb
 import pytest
+from conftest import NewLab
 from engines import plain_client, scan_plainly
 from games import MB, GameTable, item_size
 from items import REQUEST, THROTTLED, instant
@@ -66,7 +68,9 @@ def post(endpoint_url: str, **params: Any) -> tuple[int, bytes, int]:
 # dynalite counts a name's characters, DynamoDB its bytes: with these limits that does
 # not show in the capacity.
 @pytest.mark.parametrize(("total", "limit"), [(1, 500), (4, 2000), (11, 90)])
-def test_pages_are_those_of_dynalite(lab, real, total, limit):
+def test_pages_are_those_of_dynalite(
+    lab: Lab, real: Any, total: int, limit: int
+) -> None:
     ours = plain_client(lab.endpoint_url)
     params = {**REQUEST, "Limit": limit, "ReturnConsumedCapacity": "TOTAL"}
     for segment in range(total):
@@ -87,7 +91,7 @@ def test_pages_are_those_of_dynalite(lab, real, total, limit):
     ],
     ids=str,
 )
-def test_errors_are_named_as_dynalites(lab, real, params):
+def test_errors_are_named_as_dynalites(lab: Lab, real: Any, params: Any) -> None:
     status, body, _ = post(lab.endpoint_url, **params)
     same_status, their_body, _ = post(real.endpoint_url, **params)
     name = json.loads(body)["__type"].partition("#")[2]
@@ -99,13 +103,13 @@ def test_errors_are_named_as_dynalites(lab, real, params):
 # --- Sizes, items and pages -----------------------------------------------------------
 
 
-def test_items_never_change():
+def test_items_never_change() -> None:
     text = b"".join(item + b"," for item in GameTable(2000).items)
     assert zlib.crc32(text) == 2_395_564_142
 
 
 @pytest.mark.parametrize(("items", "padding"), [(12_000, 0), (120, 390_000)])
-def test_pages_end_at_1_mb(items, padding):
+def test_pages_end_at_1_mb(items: int, padding: int) -> None:
     lab = Lab(instant(items, padding=padding))
     page = ask(lab, "Scan", ReturnConsumedCapacity="TOTAL")
     sizes = [item_size(item) for item in page["Items"]]
@@ -115,7 +119,7 @@ def test_pages_end_at_1_mb(items, padding):
     assert page["LastEvaluatedKey"].items() <= page["Items"][-1].items()
 
 
-def test_refuses_what_it_does_not_model(lab):
+def test_refuses_what_it_does_not_model(lab: Lab) -> None:
     refused = ask(lab, "Scan", FilterExpression="score")
     assert refused["error"] == "ValidationException"
     assert refused["message"] == "the local lab does not model FilterExpression"
@@ -132,7 +136,7 @@ def test_refuses_what_it_does_not_model(lab):
 # --- Capacity and time ----------------------------------------------------------------
 
 
-def test_throttled_page_costs_nothing():
+def test_throttled_page_costs_nothing() -> None:
     clock = FakeClock()
     lab = Lab(Settings(items=2000, read_capacity=10, burst_seconds=7), clock)
     request = json.dumps(REQUEST).encode()
@@ -146,7 +150,7 @@ def test_throttled_page_costs_nothing():
     assert ask(lab, "Scan")["Count"] == 2000
 
 
-def test_time_follows_the_bytes_read():
+def test_time_follows_the_bytes_read() -> None:
     lab = Lab(Settings(items=2000, read_capacity=0, latency_ms=10, ms_per_mb=100))
     page = lab.answer("Scan", json.dumps(REQUEST).encode())
     refused = lab.answer("Scan", b"{}")
@@ -155,7 +159,7 @@ def test_time_follows_the_bytes_read():
 
 
 @pytest.mark.parametrize("fault", ["throttle", "500"])
-def test_refused_page_costs_nothing(fault):
+def test_refused_page_costs_nothing(fault: str) -> None:
     faults = [fault, fault, None]
     script = {"script": lambda number, _: faults[number]}
     lab = Lab(instant(2000, read_capacity=1, burst_seconds=1, **script))
@@ -166,7 +170,7 @@ def test_refused_page_costs_nothing(fault):
     assert [entry["rcu"] for entry in lab.requests] == [0, 0, 50.0]
 
 
-def test_update_changes_the_capacity():
+def test_update_changes_the_capacity() -> None:
     clock = FakeClock()
     lab = Lab(Settings(items=2000, read_capacity=5, update_seconds=2), clock)
     same = ask(lab, "UpdateTable", ProvisionedThroughput=UNITS_5)
@@ -191,7 +195,7 @@ def test_update_changes_the_capacity():
     assert admitted == 31
 
 
-def test_on_demand_is_never_throttled():
+def test_on_demand_is_never_throttled() -> None:
     lab = Lab(instant(100))
     table = ask(lab, "DescribeTable")["Table"]
     refused = ask(lab, "UpdateTable", ProvisionedThroughput=UNITS_5)
@@ -201,7 +205,7 @@ def test_on_demand_is_never_throttled():
     assert ask(lab, "Scan")["Count"] == 100
 
 
-def test_drawn_faults_follow_the_seed():
+def test_drawn_faults_follow_the_seed() -> None:
     outcomes = []
     for seed in (1, 1, 2):
         lab = Lab(instant(10, fault_rate=0.5, seed=seed))
@@ -217,13 +221,13 @@ def test_drawn_faults_follow_the_seed():
 # --- On the wire ----------------------------------------------------------------------
 
 
-def test_listens_on_this_machine_only(lab):
+def test_listens_on_this_machine_only(lab: Lab) -> None:
     port = int(lab.endpoint_url.rpartition(":")[2])
     with pytest.raises(OSError):
         socket.create_connection(("127.0.0.2", port), timeout=5)
 
 
-def test_faults_as_clients_see_them(new_lab):
+def test_faults_as_clients_see_them(new_lab: NewLab) -> None:
     faults = ["bad-crc", "500", "throttle", "reset", "truncated", None]
     lab = new_lab(script=lambda number, _: faults[number])
     _, damaged_body, damaged_crc32 = post(lab.endpoint_url)
@@ -243,7 +247,7 @@ def test_faults_as_clients_see_them(new_lab):
     assert [entry["rcu"] for entry in lab.requests] == [50.0, 0, 0, 50.0, 50.0, 50.0]
 
 
-def test_request_log_has_each_request(new_lab, tmp_path):
+def test_request_log_has_each_request(new_lab: NewLab, tmp_path: Path) -> None:
     log = tmp_path / "requests.jsonl"
     lab = new_lab(100, request_log=log)
     post(lab.endpoint_url)
@@ -264,7 +268,7 @@ def test_request_log_has_each_request(new_lab, tmp_path):
 MINE = {"AWS_PROFILE": "my-own", "AWS_A_B": "my-own\nAWS_X", "no_proxy": "my-own"}
 
 
-def test_command_sees_only_the_lab(tmp_path):
+def test_command_sees_only_the_lab(tmp_path: Path) -> None:
     script = tmp_path / "show.py"
     script.write_text(
         "import json, os, sys; print(json.dumps([sys.argv, dict(os.environ)]))"
@@ -291,7 +295,9 @@ def test_command_sees_only_the_lab(tmp_path):
         (["--request-log", "/no/folder/x", "python"], 1, "error: [Errno 2]"),
     ],
 )
-def test_exit_status_of_the_lab(command, status, error):
+def test_exit_status_of_the_lab(
+    command: list[str], status: int, error: str | None
+) -> None:
     ended = subprocess.run(
         [*LAB, *command], capture_output=True, text=True, timeout=60, check=False
     )
@@ -299,14 +305,14 @@ def test_exit_status_of_the_lab(command, status, error):
     assert error in ended.stderr if error else ended.stderr == ""
 
 
-def test_misplaced_option_is_pointed_out():
+def test_misplaced_option_is_pointed_out() -> None:
     command = [*LAB, "python", "-c", "raise SystemExit(2)", "--items", "9"]
     ended = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
     hint = "hint: put --items before python: it is the local lab's own\n"
     assert (ended.returncode, ended.stderr) == (2, hint)
 
 
-def test_help_fits_80_columns():
+def test_help_fits_80_columns() -> None:
     environment = {**os.environ, "COLUMNS": "80"}
     shown = subprocess.check_output([*LAB, "--help"], env=environment, text=True)
     assert str(local_dynamodb.__doc__) in shown
@@ -314,7 +320,7 @@ def test_help_fits_80_columns():
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_pasted_lines_lead_to_the_lab(number):
+def test_pasted_lines_lead_to_the_lab(number: signal.Signals) -> None:
     users = {**os.environ, **MINE}
     process = subprocess.Popen(LAB, env=users, stdout=subprocess.PIPE, text=True)
     assert process.stdout
@@ -346,7 +352,7 @@ except KeyboardInterrupt:
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGINT, 33), (signal.SIGTERM, 143)]
 )
-def test_signals_reach_the_command(number, status):
+def test_signals_reach_the_command(number: signal.Signals, status: int) -> None:
     command = [*LAB, "python", "-c", PATIENT]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, start_new_session=True

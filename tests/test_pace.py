@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError, ConnectionClosedError
-from canned import COUNTS
+from canned import COUNTS, Canned
+from conftest import Invoke, NewLab
 from items import THROTTLED, Json, counts_in, outcomes, scans_of
 from running import assert_failed
 
@@ -98,7 +99,7 @@ class Table:
 @pytest.mark.parametrize(
     ("item_size", "max_rcu"), [(390 * KB, 8), (20 * KB, 30), (200, 20), (2 * KB, 1000)]
 )
-def test_rate_is_kept_and_used(item_size, max_rcu, consistent):
+def test_rate_is_kept_and_used(item_size: int, max_rcu: int, consistent: bool) -> None:
     table = Table(item_size, seconds=0.1)
     paced = table.paced(max_rcu)
     while table.now < 200:
@@ -108,7 +109,7 @@ def test_rate_is_kept_and_used(item_size, max_rcu, consistent):
 
 
 @pytest.mark.parametrize("max_rcu", [8, 100, 1000])
-def test_rate_is_kept_when_items_change_size(max_rcu):
+def test_rate_is_kept_when_items_change_size(max_rcu: int) -> None:
     chance = random.Random(1)
     table = Table(200)
     paced = table.paced(max_rcu)
@@ -119,7 +120,7 @@ def test_rate_is_kept_when_items_change_size(max_rcu):
     table.assert_paid_at_most(max_rcu, pages=2)
 
 
-def test_each_worker_may_get_one_larger_page():
+def test_each_worker_may_get_one_larger_page() -> None:
     table = Table(200, seconds=0.01)
     paced = table.paced(10)
     while table.now < 20:
@@ -144,7 +145,9 @@ def test_each_worker_may_get_one_larger_page():
         (2 * KB, 1000, True, 10),  # full pages of 256 RCU
     ],
 )
-def test_slow_pages_are_read_at_the_same_time(item_size, max_rcu, consistent, requests):
+def test_slow_pages_are_read_at_the_same_time(
+    item_size: int, max_rcu: int, consistent: bool, requests: int
+) -> None:
     table = Table(item_size)
     paced = table.paced(max_rcu)
     for _ in range(3):  # so that it knows what an item costs
@@ -164,7 +167,7 @@ def test_slow_pages_are_read_at_the_same_time(item_size, max_rcu, consistent, re
     assert sum(rcu for _, rcu in table.paid[3:]) >= 0.8 * 3 * max_rcu
 
 
-def test_worker_that_waits_hears_what_a_page_cost():
+def test_worker_that_waits_hears_what_a_page_cost() -> None:
     table = Table(200)
     one_waits = threading.Event()
     page_arrived = threading.Event()
@@ -188,7 +191,7 @@ def test_worker_that_waits_hears_what_a_page_cost():
     assert max(table.sent) == pytest.approx(0.5, abs=0.06)
 
 
-def test_page_is_worth_a_second_at_most():
+def test_page_is_worth_a_second_at_most() -> None:
     table = Table(200)
     paced = table.paced(20)
     for limit in (7, 1_000_000, 1_000_000, 1_000_000, 7):
@@ -200,7 +203,7 @@ def test_page_is_worth_a_second_at_most():
 # --- Requests that fail ---------------------------------------------------------------
 
 
-def test_refused_request_costs_no_time():
+def test_refused_request_costs_no_time() -> None:
     table = Table(20 * KB)
     paced = table.paced(30)
     table.failures = [REFUSED] * 5
@@ -220,7 +223,9 @@ def test_refused_request_costs_no_time():
         (20 * KB, 30, [None, None, LOST, None, None]),
     ],
 )
-def test_lost_pages_are_paid_from_the_same_rate(item_size, max_rcu, in_turn):
+def test_lost_pages_are_paid_from_the_same_rate(
+    item_size: int, max_rcu: int, in_turn: list[Exception | None]
+) -> None:
     table = Table(item_size, seconds=0.1)
     paced = table.paced(max_rcu)
     while table.now < 100:
@@ -230,7 +235,7 @@ def test_lost_pages_are_paid_from_the_same_rate(item_size, max_rcu, in_turn):
     table.assert_paid_at_most(max_rcu)
 
 
-def test_rate_is_kept_when_larger_pages_are_lost():
+def test_rate_is_kept_when_larger_pages_are_lost() -> None:
     table = Table(200, seconds=0.01)
     paced = table.paced(20)
     while table.now < 20:
@@ -263,7 +268,9 @@ LARGE_ITEMS = {"items": 3, "padding": 390 * KB, "script": lost_and_throttled}
     ],
     ids=["small", "consistent", "lost and throttled"],
 )
-def test_log_shows_that_the_rate_is_kept(new_lab, invoke, settings, max_rcu, flags):
+def test_log_shows_that_the_rate_is_kept(
+    new_lab: NewLab, invoke: Invoke, settings: Json, max_rcu: int, flags: str
+) -> None:
     lab = new_lab(**settings)
     command = f"parallel_scan --max-rcu {max_rcu} --output json {flags}"
     metrics = invoke(command, at=lab).json()
@@ -275,14 +282,16 @@ def test_log_shows_that_the_rate_is_kept(new_lab, invoke, settings, max_rcu, fla
     assert sum(costs) <= max_rcu * seconds + 3 * max(costs)
 
 
-def test_table_with_this_capacity_does_not_throttle(new_lab, invoke):
+def test_table_with_this_capacity_does_not_throttle(
+    new_lab: NewLab, invoke: Invoke
+) -> None:
     # The scan costs 200 RCU, and the table has saved 75.
     lab = new_lab(8000, read_capacity=150, burst_seconds=0.5)
     assert invoke("parallel_scan --max-rcu 120", at=lab).status == 0
     assert outcomes(lab) == {"ok": len(scans_of(lab))}
 
 
-def test_endpoint_has_to_report_capacity(invoke, canned):
+def test_endpoint_has_to_report_capacity(invoke: Invoke, canned: Canned) -> None:
     canned.answer(f'{{"Items": [{{}}], {COUNTS}}}')
     ended = invoke("parallel_scan --total-segments 1 --max-rcu 50", at=canned)
     error = "segment 0: --max-rcu needs an endpoint that reports consumed capacity"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
+from conftest import NewLab
 from running import ROOT, shell
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -14,7 +16,9 @@ assert PROGRAMS
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_program_prints_what_the_readme_says(new_lab, tmp_path, program):
+def test_program_prints_what_the_readme_says(
+    new_lab: NewLab, tmp_path: Path, program: str
+) -> None:
     file = tmp_path / "program.py"
     file.write_text(program, encoding="utf-8")
     ended = shell(f"python {file}", at=new_lab(20_000), PYTHONPATH=str(ROOT))

@@ -14,8 +14,10 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from conftest import NewLab
 from engines import create_table
 from running import ROOT, Ended
 
@@ -149,7 +151,9 @@ def assert_explained(ended: Ended, status: int, error: str, hint: str = "") -> N
     ],
     ids=["updating", "creating", "in use", "just set", "set twice", "warnings"],
 )
-def test_waits_until_capacity_is_restored(world, answers, updates, note):
+def test_waits_until_capacity_is_restored(
+    world: World, answers: list[str], updates: int, note: str
+) -> None:
     world.set_aws(*answers)
     ended = world.run()
     assert (ended.status, ended.out) == (0, DONE), ended.err
@@ -160,7 +164,7 @@ def test_waits_until_capacity_is_restored(world, answers, updates, note):
     assert list(world.temporary.iterdir()) == []
 
 
-def test_leaves_what_needs_no_change(world):
+def test_leaves_what_needs_no_change(world: World) -> None:
     world.set_aws(GOOD)
     ended = world.run()
     assert (ended.status, ended.err) == (0, "nothing to restore\n")
@@ -191,19 +195,21 @@ def test_leaves_what_needs_no_change(world):
         ([UPDATING] * 150, f"still UPDATING at {LOWERED}", "run it again later"),
     ],
 )
-def test_what_goes_wrong_is_explained(world, answers, error, hint):
+def test_what_goes_wrong_is_explained(
+    world: World, answers: list[str], error: str, hint: str
+) -> None:
     world.set_aws(*answers)
     assert_explained(world.run(), 1, error, hint)
     assert len(world.calls()) == len(answers)
 
 
-def test_needs_the_aws_cli(world):
+def test_needs_the_aws_cli(world: World) -> None:
     (world.bin / "bash").symlink_to(shutil.which("bash") or "/bin/bash")
     world.env["PATH"] = str(world.bin)
     assert_explained(world.run(), 1, "not on PATH", LOCAL_LAB)
 
 
-def test_needs_a_temporary_file(world):
+def test_needs_a_temporary_file(world: World) -> None:
     world.set_aws(GOOD)
     world.env["TMPDIR"] = "/dev/null"
     assert_explained(world.run(), 1, "cannot make a temporary file", "set TMPDIR")
@@ -219,27 +225,29 @@ def test_needs_a_temporary_file(world):
         ("A", "1.5", "are positive whole numbers", "see --help"),
     ],
 )
-def test_wrong_usage_asks_nothing(world, arguments, capacity, error, hint):
+def test_wrong_usage_asks_nothing(
+    world: World, arguments: str, capacity: str, error: str, hint: str
+) -> None:
     world.set_aws(GOOD)
     world.env["WRITE_CAPACITY_UNITS"] = capacity
     assert_explained(world.run(*arguments.split()), 2, error, hint)
     assert world.calls() == []
 
 
-def test_empty_name_is_not_the_default(world):
+def test_empty_name_is_not_the_default(world: World) -> None:
     world.set_aws(refuses("Invalid length for parameter TableName"))
     assert_explained(world.run(""), 1, "Invalid length for parameter TableName")
     assert "GameLeaderboard" not in world.calls()[0]
 
 
-def test_help_is_the_comment_at_the_top(world):
+def test_help_is_the_comment_at_the_top(world: World) -> None:
     ended = world.run("--help")
     assert (ended.status, ended.err) == (0, "")
     assert ended.out.startswith("restore_capacity.sh [TABLE]\n")
     assert ended.out.endswith("2 wrong usage, 130 interrupted.\n")
 
 
-def test_arguments_and_variables_reach_aws(world):
+def test_arguments_and_variables_reach_aws(world: World) -> None:
     world.set_aws(LOW, ACCEPTED, state("7 RCU / 8 WCU"))
     world.env["READ_CAPACITY_UNITS"] = "7"
     world.env["WRITE_CAPACITY_UNITS"] = "8"
@@ -257,7 +265,7 @@ def test_arguments_and_variables_reach_aws(world):
     assert capacity in world.calls()[1]
 
 
-def test_goes_on_after_it_was_killed(world):
+def test_goes_on_after_it_was_killed(world: World) -> None:
     world.set_aws(LOW, ACCEPTED, UPDATING, GOOD)
     world.set_command("sleep", 'kill -KILL "$PPID"')
     assert world.run().status == -signal.SIGKILL
@@ -271,7 +279,7 @@ def test_goes_on_after_it_was_killed(world):
     ("where", "target"),
     [("sleep", "-INT 0"), ("sleep", '-HUP "$PPID"'), ("aws", '-TERM "$PPID"')],
 )
-def test_signal_ends_it_and_its_child(world, where, target):
+def test_signal_ends_it_and_its_child(world: World, where: str, target: str) -> None:
     # The child holds the other end of a connection for as long as it lives.
     ours, theirs = socket.socketpair()
     hang = f"kill {target}; exec /bin/sleep 600"
@@ -297,7 +305,9 @@ def test_signal_ends_it_and_its_child(world, where, target):
         ("", "Could not connect to the endpoint URL", "check the network"),
     ],
 )
-def test_errors_of_the_real_cli(world, missing, error, hint):
+def test_errors_of_the_real_cli(
+    world: World, missing: str, error: str, hint: str
+) -> None:
     world.env["AWS_ENDPOINT_URL"] = f"http://me:{SECRET}@127.0.0.1:1"
     world.env["AWS_MAX_ATTEMPTS"] = "1"
     for name in missing.split():
@@ -312,7 +322,9 @@ def test_errors_of_the_real_cli(world, missing, error, hint):
         (0, "before: 0 RCU / 0 WCU\non-demand: nothing to restore\n"),
     ],
 )
-def test_real_cli_on_the_local_lab(world, new_lab, read_capacity, output):
+def test_real_cli_on_the_local_lab(
+    world: World, new_lab: NewLab, read_capacity: int, output: str
+) -> None:
     lab = new_lab(25, read_capacity=read_capacity, update_seconds=0.1)
     world.env["AWS_ENDPOINT_URL"] = lab.endpoint_url
     ended = world.run()
@@ -320,7 +332,7 @@ def test_real_cli_on_the_local_lab(world, new_lab, read_capacity, output):
     assert {entry["outcome"] for entry in lab.requests} == {"ok"}
 
 
-def test_real_cli_on_dynalite(world, real):
+def test_real_cli_on_dynalite(world: World, real: Any) -> None:
     create_table(real.client, "Lowered", [], read_capacity=1)
     world.env["AWS_ENDPOINT_URL_DYNAMODB"] = real.endpoint_url
     world.env["WRITE_CAPACITY_UNITS"] = "6"

@@ -6,9 +6,12 @@ import json
 import select
 from collections import Counter
 from pathlib import Path
-from signal import SIGINT, SIGKILL
+from signal import SIGINT, SIGKILL, Signals
+from typing import Any
 
 import pytest
+from canned import Canned
+from conftest import Invoke, NewLab
 from engines import scan_plainly
 from items import (
     REQUEST,
@@ -19,6 +22,7 @@ from items import (
     saved_items,
     scans_of,
 )
+from local_dynamodb import Lab
 from running import assert_failed, shell, start
 
 SAVE = "parallel_scan --total-segments 8 --page-size 100 --save"
@@ -44,7 +48,9 @@ def segments_asked(log: list[Json]) -> set[int]:
 # --- What is saved --------------------------------------------------------------------
 
 
-def test_a_file_has_the_items_of_its_segment(invoke, real, tmp_path):
+def test_a_file_has_the_items_of_its_segment(
+    invoke: Invoke, real: Any, tmp_path: Path
+) -> None:
     folder = tmp_path / "new" / "folder"
     assert invoke(f"{SAVE} {folder}", at=real).status == 0
     names = [f"segment-{segment:06}.jsonl" for segment in range(8)]
@@ -59,7 +65,9 @@ def test_a_file_has_the_items_of_its_segment(invoke, real, tmp_path):
 # --- Taken up again -------------------------------------------------------------------
 
 
-def test_after_an_error_only_missing_segments_are_read(invoke, new_lab, tmp_path):
+def test_after_an_error_only_missing_segments_are_read(
+    invoke: Invoke, new_lab: NewLab, tmp_path: Path
+) -> None:
     broken = [20]
     lab = new_lab(script=lambda _, scan: "500" if scan["Segment"] in broken else None)
     flags = "--total-segments 64 --workers 3 --page-size 5 --output json"
@@ -83,7 +91,9 @@ def test_after_an_error_only_missing_segments_are_read(invoke, new_lab, tmp_path
 
 # After SIGKILL, as in a power cut, nobody tidies up.
 @pytest.mark.parametrize(("number", "left_over"), [(SIGINT, 0), (SIGKILL, 1)])
-def test_a_scan_that_was_ended_goes_on(invoke, new_lab, tmp_path, number, left_over):
+def test_a_scan_that_was_ended_goes_on(
+    invoke: Invoke, new_lab: NewLab, tmp_path: Path, number: Signals, left_over: int
+) -> None:
     def script(_: int, scan: Json) -> str | None:
         # The second page of segment 3 never comes, and the scan is ended meanwhile.
         is_running = process.poll() is None  # it is started below
@@ -110,7 +120,9 @@ def test_a_scan_that_was_ended_goes_on(invoke, new_lab, tmp_path, number, left_o
     assert len(names_in(tmp_path)) == 9 + left_over
 
 
-def test_shares_in_one_folder_are_the_table(invoke, new_lab, tmp_path):
+def test_shares_in_one_folder_are_the_table(
+    invoke: Invoke, new_lab: NewLab, tmp_path: Path
+) -> None:
     lab = new_lab()
     first = invoke(f"{SAVE} {tmp_path} --segments 0-2", at=lab)
     # Size of pages, workers and rate may differ. It is the same scan.
@@ -138,8 +150,8 @@ def test_shares_in_one_folder_are_the_table(invoke, new_lab, tmp_path):
     ],
 )
 def test_another_scan_in_the_folder_is_an_error(
-    invoke, new_lab, tmp_path, before, now, differs
-):
+    invoke: Invoke, new_lab: NewLab, tmp_path: Path, before: str, now: str, differs: str
+) -> None:
     lab = new_lab()
     # Of two flags --endpoint-url, the last one counts.
     endpoint = f"--endpoint-url {lab.endpoint_url}"
@@ -152,7 +164,9 @@ def test_another_scan_in_the_folder_is_an_error(
     assert saved_in(tmp_path) == WHOLE
 
 
-def test_same_binary_values_are_the_same_scan(invoke, canned, tmp_path):
+def test_same_binary_values_are_the_same_scan(
+    invoke: Invoke, canned: Canned, tmp_path: Path
+) -> None:
     values = '{":bytes": {"B": "AP8="}, ":set": {"BS": ["/w=="]}}'
     command = f"{SAVE} {tmp_path} --expression-attribute-values '{values}'"
     assert invoke(command, at=canned).status == 0
@@ -160,7 +174,9 @@ def test_same_binary_values_are_the_same_scan(invoke, canned, tmp_path):
     assert len(canned.requests) == 8
 
 
-def test_segments_of_an_unknown_scan_are_left_alone(invoke, new_lab, tmp_path):
+def test_segments_of_an_unknown_scan_are_left_alone(
+    invoke: Invoke, new_lab: NewLab, tmp_path: Path
+) -> None:
     lab = new_lab()
     invoke(f"{SAVE} {tmp_path}", at=lab)
     requests = len(lab.requests)
@@ -174,7 +190,7 @@ def test_segments_of_an_unknown_scan_are_left_alone(invoke, new_lab, tmp_path):
     assert saved_in(tmp_path) == WHOLE
 
 
-def test_no_password_is_saved(invoke, lab, tmp_path):
+def test_no_password_is_saved(invoke: Invoke, lab: Lab, tmp_path: Path) -> None:
     url = lab.endpoint_url.replace("//", "//user:secret@")
     invoke(f"{SAVE} {tmp_path} --endpoint-url {url}")
     manifest = (tmp_path / "scan.json").read_text()
@@ -187,8 +203,12 @@ def test_no_password_is_saved(invoke, lab, tmp_path):
 
 @pytest.mark.parametrize("target", ["file", "file/folder", "/proc/self"])
 def test_a_folder_that_cannot_be_written_costs_nothing(
-    invoke, canned, tmp_path, monkeypatch, target
-):
+    invoke: Invoke,
+    canned: Canned,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    target: str,
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("file").write_text("the user's own")
     ended = invoke(f"{SAVE} {target}", at=canned)
@@ -197,7 +217,9 @@ def test_a_folder_that_cannot_be_written_costs_nothing(
     assert Path("file").read_text() == "the user's own"
 
 
-def test_a_full_disk_costs_nothing_that_was_whole(invoke, lab, tmp_path):
+def test_a_full_disk_costs_nothing_that_was_whole(
+    invoke: Invoke, lab: Lab, tmp_path: Path
+) -> None:
     command = f"parallel_scan --total-segments 8 --workers 1 --save {tmp_path}"
     invoke(f"{command} --segments 0-4", at=lab)
     files = names_in(tmp_path)
@@ -217,7 +239,7 @@ def test_a_full_disk_costs_nothing_that_was_whole(invoke, lab, tmp_path):
 # --- Standard output ------------------------------------------------------------------
 
 
-def test_items_come_before_the_scan_ends(new_lab):
+def test_items_come_before_the_scan_ends(new_lab: NewLab) -> None:
     lab = new_lab(script=lambda number, _: "hang" if number else None)
     flags = "--save - --total-segments 1 --page-size 3"
     process = start(f"parallel_scan.py {flags}", lab)
@@ -229,7 +251,7 @@ def test_items_come_before_the_scan_ends(new_lab):
     assert len(saved_items(lines)) == 3
 
 
-def test_a_reader_that_has_enough_ends_it_quietly(lab):
+def test_a_reader_that_has_enough_ends_it_quietly(lab: Lab) -> None:
     # The table is larger than a pipe, so the scan cannot end before head does.
     scan = "python parallel_scan.py --save -"
     ended = shell(f"{{ {scan}; echo $? >&2; }} | head -1", at=lab)

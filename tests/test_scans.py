@@ -12,13 +12,16 @@ import pty
 import re
 import threading
 import time
+from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
-from canned import EMPTY_PAGE
+from canned import EMPTY_PAGE, Canned
+from conftest import Invoke, NewLab
 from items import (
     ITEMS,
     REQUEST,
+    Json,
     client_of,
     contents,
     counts_in,
@@ -28,6 +31,7 @@ from items import (
     saved_items,
     scans_of,
 )
+from local_dynamodb import Lab
 from running import PIPE, start
 
 from common import Metrics, Page, connect, scan_pages
@@ -39,7 +43,9 @@ from sequential_scan import sequential_scan
 
 # A hundred segments are more than there are players: some of them are empty.
 @pytest.mark.parametrize(("segments", "workers"), [(3, None), (20, 3), (100, None)])
-def test_segments_hold_every_item_once(engine, segments, workers):
+def test_segments_hold_every_item_once(
+    engine: Any, segments: int, workers: int | None
+) -> None:
     metrics, items = read_segments(engine, segments, workers)
     assert contents(items) == contents(lab_items())
     assert metrics.complete
@@ -52,13 +58,13 @@ def test_segments_hold_every_item_once(engine, segments, workers):
     ("request_", "pages"),
     [({}, 1), ({"Limit": 300}, 7), ({"Limit": 1999}, 2), ({"Limit": 2000}, 2)],
 )
-def test_pages_hold_every_item_once(engine, request_, pages):
+def test_pages_hold_every_item_once(engine: Any, request_: Json, pages: int) -> None:
     metrics, items = read_pages(engine, **request_)
     assert contents(items) == contents(lab_items())
     assert (metrics.items, metrics.scanned, metrics.pages) == (ITEMS, ITEMS, pages)
 
 
-def test_empty_page_is_not_the_end(real):
+def test_empty_page_is_not_the_end(real: Any) -> None:
     # The filter keeps the last player of 80, so almost all of the pages are empty.
     player = {":player": lab_items()[-1]["player_id"]}
     metrics, items = read_pages(
@@ -71,7 +77,7 @@ def test_empty_page_is_not_the_end(real):
     assert len(items) == 25
 
 
-def test_empty_table_is_no_error(new_lab):
+def test_empty_table_is_no_error(new_lab: NewLab) -> None:
     client = client_of(new_lab(0))
     for metrics in (sequential_scan(client, REQUEST), parallel_scan(client, REQUEST)):
         assert metrics.complete
@@ -79,13 +85,13 @@ def test_empty_table_is_no_error(new_lab):
 
 
 @pytest.mark.parametrize("key", ["{}", "null"])
-def test_empty_last_evaluated_key_is_the_end(canned, key):
+def test_empty_last_evaluated_key_is_the_end(canned: Canned, key: str) -> None:
     # "When LastEvaluatedKey is empty": so the API reference words it.
     canned.answer(f'{EMPTY_PAGE[:-1]}, "LastEvaluatedKey": {key}}}')
     assert read_pages(canned)[0].pages == 1
 
 
-def test_each_page_starts_after_the_last_key(canned):
+def test_each_page_starts_after_the_last_key(canned: Canned) -> None:
     keys = [{"B": {"B": "AP8="}}, {"n": {"N": "1e3"}, "s": {"S": 'é"\\'}}]
     page = {"Items": [], "Count": 0, "ScannedCount": 9}
     pages = [json.dumps({**page, "LastEvaluatedKey": key}) for key in keys]
@@ -95,14 +101,14 @@ def test_each_page_starts_after_the_last_key(canned):
     assert started == [None, *keys]
 
 
-def test_callers_request_stays_as_it_was(lab):
+def test_callers_request_stays_as_it_was(lab: Lab) -> None:
     request = {**REQUEST, "Limit": 500}
     sequential_scan(client_of(lab), request)
     parallel_scan(client_of(lab), request)
     assert request == {**REQUEST, "Limit": 500}
 
 
-def test_plain_client_returns_what_boto3_returns(lab):
+def test_plain_client_returns_what_boto3_returns(lab: Lab) -> None:
     client = connect(endpoint_url=lab.endpoint_url, plain=True)
     (page,) = scan_pages(client, REQUEST, Metrics())
     assert contents(page["Items"]) == contents(lab_items())
@@ -120,8 +126,13 @@ def test_plain_client_returns_what_boto3_returns(lab):
     ],
 )
 def test_json_agrees_with_the_servers_log(
-    new_lab, invoke, command, mode, segments, workers
-):
+    new_lab: NewLab,
+    invoke: Invoke,
+    command: str,
+    mode: str,
+    segments: Any,
+    workers: int,
+) -> None:
     lab = new_lab()
     started = time.perf_counter()
     ended = invoke(f"{command} --page-size 300 --output json", at=lab)
@@ -152,7 +163,7 @@ def test_json_agrees_with_the_servers_log(
     assert metrics.keys() == {*described, *counts_in(log), *measured}
 
 
-def test_table_shows_the_labs_metrics(lab, invoke):
+def test_table_shows_the_labs_metrics(lab: Lab, invoke: Invoke) -> None:
     output = invoke("sequential_scan", at=lab).out
     rows = dict(re.findall(r"^(\w.*?)  +(.*)", output, re.MULTILINE))
     names = "Total execution time,Items processed,Items per second,Consumed RCU"
@@ -161,7 +172,7 @@ def test_table_shows_the_labs_metrics(lab, invoke):
     assert rows["Consumed RCU"] == "50.0"
 
 
-def test_table_of_a_parallel_scan_has_a_timeline(lab, invoke):
+def test_table_of_a_parallel_scan_has_a_timeline(lab: Lab, invoke: Invoke) -> None:
     bars = re.findall(r"^segment \d +\|", invoke("parallel_scan", at=lab).out, re.M)
     assert len(bars) == 4
 
@@ -177,26 +188,30 @@ def test_table_of_a_parallel_scan_has_a_timeline(lab, invoke):
         (4, {}, 51.0),
     ],
 )
-def test_consumed_capacity_by_hand(lab, segments, request_, rcu):
+def test_consumed_capacity_by_hand(
+    lab: Lab, segments: int, request_: Json, rcu: float
+) -> None:
     metrics = parallel_scan(client_of(lab), {**REQUEST, **request_}, segments)
     assert (metrics.items, metrics.consumed_rcu) == (ITEMS, rcu)
 
 
-def test_counting_sends_no_items(lab):
+def test_counting_sends_no_items(lab: Lab) -> None:
     (page,) = scan_pages(client_of(lab), {**REQUEST, "Select": "COUNT"}, Metrics())
     assert page["Count"] == ITEMS
     assert "Items" not in page
 
 
 @pytest.mark.parametrize("silent", ["null", "{}"])
-def test_capacity_is_unknown_if_one_page_is_silent(canned, invoke, silent):
+def test_capacity_is_unknown_if_one_page_is_silent(
+    canned: Canned, invoke: Invoke, silent: str
+) -> None:
     page = '{"Items": [], "Count": 0, "ScannedCount": 1, "ConsumedCapacity": '
     told = page + '{"CapacityUnits": 0.5}, "LastEvaluatedKey": {"a": {"S": "b"}}}'
     canned.answer(told, f"{page}{silent}}}")
     assert "Consumed RCU          n/a" in invoke("sequential_scan", at=canned).out
 
 
-def test_expressions_reach_a_real_engine(real, invoke):
+def test_expressions_reach_a_real_engine(real: Any, invoke: Invoke) -> None:
     ended = invoke(
         "parallel_scan --projection-expression score --save - --output json"
         " --filter-expression '#mode = :mode'"
@@ -212,7 +227,7 @@ def test_expressions_reach_a_real_engine(real, invoke):
     assert metrics["consumed_rcu"] == 51.0
 
 
-def test_an_index_can_be_scanned(real, invoke):
+def test_an_index_can_be_scanned(real: Any, invoke: Invoke) -> None:
     flags = "--index-name game-mode-index --page-size 300 --output json"
     assert invoke(f"sequential_scan {flags}", at=real).json()["items"] == ITEMS
 
@@ -225,7 +240,9 @@ def test_an_index_can_be_scanned(real, invoke):
         ("parallel_scan.py --total-segments 40 --workers 1", r"\d+ of 40 .*left, "),
     ],
 )
-def test_progress_is_shown_on_a_terminal(new_lab, command, how_far):
+def test_progress_is_shown_on_a_terminal(
+    new_lab: NewLab, command: str, how_far: str
+) -> None:
     terminal, program_end = pty.openpty()
     script = {"script": lambda number, _: None if number else "throttle"}
     lab = new_lab(400, latency_ms=50, **script)
@@ -252,7 +269,9 @@ def test_progress_is_shown_on_a_terminal(new_lab, command, how_far):
         (4, 5, 10, ", "),
     ],
 )
-def test_time_left_is_told_after_a_tenth(segments_read, workers, seconds, left):
+def test_time_left_is_told_after_a_tenth(
+    segments_read: int, workers: int, seconds: int, left: str
+) -> None:
     so_far = Metrics(started=time.perf_counter() - seconds)
     so_far.segments = {number: Metrics() for number in range(40)}
     text = how_far(so_far, segments_read, workers)
@@ -262,7 +281,7 @@ def test_time_left_is_told_after_a_tenth(segments_read, workers, seconds, left):
 # --- Workers that fail ----------------------------------------------------------------
 
 
-def test_first_error_names_its_segment(lab):
+def test_first_error_names_its_segment(lab: Lab) -> None:
     refused = r"segment \d: .*does not model FilterExpression"
     with pytest.raises(SegmentError, match=refused) as raised:
         read_segments(lab, 3, FilterExpression="score > :min")
@@ -270,7 +289,7 @@ def test_first_error_names_its_segment(lab):
 
 
 @pytest.mark.parametrize("error", [KeyError("a bug"), MemoryError(), SystemExit(3)])
-def test_mistake_in_a_worker_is_raised_as_it_is(lab, error):
+def test_mistake_in_a_worker_is_raised_as_it_is(lab: Lab, error: BaseException) -> None:
     def open_output(segment: int) -> Output:
         if segment == 2:
             raise error
@@ -281,7 +300,7 @@ def test_mistake_in_a_worker_is_raised_as_it_is(lab, error):
     assert raised.value is error
 
 
-def test_other_workers_stop_when_one_fails(lab):
+def test_other_workers_stop_when_one_fails(lab: Lab) -> None:
     all_have_a_page = threading.Barrier(4, timeout=30)
     failed = threading.Event()
     closed = threading.Semaphore(0)

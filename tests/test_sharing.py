@@ -10,6 +10,7 @@ from typing import Any
 
 import distributed
 import pytest
+from conftest import NewLab
 from items import REQUEST, contents, counts_in, lab_items, saved_items, scans_of
 
 from common import Metrics, connect, counts_json
@@ -58,7 +59,9 @@ def read_in_processes(at: Any, folder: Path, map_segments: Any) -> Metrics:
 
 
 @pytest.mark.parametrize("map_segments", [map_in_pool, map_in_dask])
-def test_processes_count_what_the_server_logged(new_lab, tmp_path, map_segments):
+def test_processes_count_what_the_server_logged(
+    new_lab: NewLab, tmp_path: Path, map_segments: Any
+) -> None:
     lab = new_lab(script=lambda number, _: "throttle" if number % 4 == 1 else None)
     metrics = read_in_processes(lab, tmp_path, map_segments)
     assert counts_json(metrics) == counts_in(scans_of(lab))
@@ -66,6 +69,8 @@ def test_processes_count_what_the_server_logged(new_lab, tmp_path, map_segments)
 
 
 @pytest.mark.parametrize("map_segments", [map_in_pool, map_in_dask])
-def test_processes_read_every_item_of_dynalite(real, tmp_path, map_segments):
+def test_processes_read_every_item_of_dynalite(
+    real: Any, tmp_path: Path, map_segments: Any
+) -> None:
     metrics = read_in_processes(real, tmp_path, map_segments)
     assert metrics.items == metrics.scanned == len(lab_items())

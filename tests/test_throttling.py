@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, SSLError
 from campaign import campaign
-from canned import EMPTY_PAGE, Reply, refusal
+from canned import EMPTY_PAGE, Canned, Reply, refusal
+from conftest import NewLab
 from items import (
     REQUEST,
     THROTTLED,
@@ -24,7 +25,7 @@ from items import (
 )
 
 import common
-from common import Metrics, ScanError, scan_page
+from common import Client, Metrics, ScanError, scan_page
 
 REFUSED: Any = refusal(THROTTLED)
 LOST: Any = refusal("InternalServerError", status=500)
@@ -56,7 +57,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 # --- Against the server's log ---------------------------------------------------------
 
 
-def test_throttled_scan_is_whole_and_as_logged(new_lab, no_delay):
+def test_throttled_scan_is_whole_and_as_logged(new_lab: NewLab, no_delay: None) -> None:
     lab = new_lab(1000, read_capacity=30, burst_seconds=0.05)  # one page at first
     metrics, items = read_segments(lab, 16, Limit=50)
     assert metrics.complete
@@ -69,7 +70,7 @@ def test_throttled_scan_is_whole_and_as_logged(new_lab, no_delay):
 
 
 @pytest.mark.usefixtures("no_delay")
-def test_every_item_arrives_once_through_faults():
+def test_every_item_arrives_once_through_faults() -> None:
     seen = campaign(seed=1, fault_rate=0.2)
     assert set(seen) == {"ok", THROTTLED, "500", "reset", "truncated", "bad-crc"}
 
@@ -88,7 +89,9 @@ def test_every_item_arrives_once_through_faults():
     ],
     ids=str,
 )
-def test_every_kind_of_throttling_is_waited_out(canned, no_delay, answer):
+def test_every_kind_of_throttling_is_waited_out(
+    canned: Canned, no_delay: None, answer: Reply
+) -> None:
     canned.answer(answer, LOST, answer, EMPTY_PAGE)
     metrics, _ = read_pages(canned)
     assert (metrics.throttled_requests, metrics.retried_requests) == (2, 1)
@@ -96,14 +99,14 @@ def test_every_kind_of_throttling_is_waited_out(canned, no_delay, answer):
 
 
 @pytest.mark.parametrize("code", ["ValidationException", "AccessDeniedException"])
-def test_other_errors_are_raised_at_once(canned, code):
+def test_other_errors_are_raised_at_once(canned: Canned, code: str) -> None:
     canned.answer(refusal(code))
     with pytest.raises(ClientError, match=code):
         read_pages(canned)
     assert len(canned.requests) == 1
 
 
-def test_failed_tls_is_raised_at_once(canned):
+def test_failed_tls_is_raised_at_once(canned: Canned) -> None:
     secure = common.connect(endpoint_url=canned.endpoint_url.replace("http", "https"))
     metrics = Metrics()
     with pytest.raises(SSLError):
@@ -111,7 +114,7 @@ def test_failed_tls_is_raised_at_once(canned):
     assert metrics.retried_requests == 0
 
 
-def test_refused_connection_is_tried_eight_times(no_delay):
+def test_refused_connection_is_tried_eight_times(no_delay: None) -> None:
     nowhere = common.connect(endpoint_url="http://127.0.0.1:1")
     metrics = Metrics()
     with pytest.raises(EndpointConnectionError):
@@ -119,7 +122,9 @@ def test_refused_connection_is_tried_eight_times(no_delay):
     assert metrics.retried_requests == 8
 
 
-def test_eighth_lost_answer_of_a_page_is_the_error(canned, client, no_delay):
+def test_eighth_lost_answer_of_a_page_is_the_error(
+    canned: Canned, client: Client, no_delay: None
+) -> None:
     canned.answer(*[*[LOST] * 7, EMPTY_PAGE] * 2, LOST)
     metrics = Metrics()
     for _ in range(2):
@@ -134,7 +139,9 @@ def test_eighth_lost_answer_of_a_page_is_the_error(canned, client, no_delay):
 
 
 @pytest.mark.parametrize(("answer", "times"), [(REFUSED, 20), (LOST, 7)])
-def test_delays_grow_to_five_seconds_at_random(canned, client, clock, answer, times):
+def test_delays_grow_to_five_seconds_at_random(
+    canned: Canned, client: Client, clock: Clock, answer: Reply, times: int
+) -> None:
     canned.answer(*[answer] * times, EMPTY_PAGE)
     scan_page(client, REQUEST, Metrics())
     for number, seconds in enumerate(clock.sleeps):
@@ -142,7 +149,9 @@ def test_delays_grow_to_five_seconds_at_random(canned, client, clock, answer, ti
     assert len(set(clock.sleeps)) == times
 
 
-def test_waiting_for_a_page_ends_after_half_an_hour(canned, client, clock):
+def test_waiting_for_a_page_ends_after_half_an_hour(
+    canned: Canned, client: Client, clock: Clock
+) -> None:
     canned.answer(*[*[REFUSED] * 300, EMPTY_PAGE] * 2, REFUSED)
     for _ in range(2):
         scan_page(client, REQUEST, Metrics())
@@ -154,7 +163,9 @@ def test_waiting_for_a_page_ends_after_half_an_hour(canned, client, clock):
     assert "--max-rcu" in raised.value.hint
 
 
-def test_only_throttling_counts_as_waiting(canned, client, clock):
+def test_only_throttling_counts_as_waiting(
+    canned: Canned, client: Client, clock: Clock
+) -> None:
     canned.answer(REFUSED, LOST, REFUSED, EMPTY_PAGE)
     metrics = Metrics()
     scan_page(client, REQUEST, metrics)
