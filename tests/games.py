@@ -59,10 +59,28 @@ SEASONS = 97  # a season is 25 games; player n has those of season n % 97
 START = 1_735_689_600  # 2025-01-01
 WEEK = 7 * 24 * 3600
 YEAR = 365 * 24 * 3600
-FIRST_NAMES = "Ada Grace Zoë Linus Barbara Alan Søren Radia Ken Margaret".split()
-LAST_NAMES = "Hopper Ng Lovelace Turing Perlman Thompson Liskov".split()
-MODES = "solo duo squad ranked tournament".split()
-ACHIEVEMENTS = "first_blood flawless comeback sharpshooter speed_run collector".split()
+FIRST_NAMES = [
+    "Ada",
+    "Grace",
+    "Zoë",
+    "Linus",
+    "Barbara",
+    "Alan",
+    "Søren",
+    "Radia",
+    "Ken",
+    "Margaret",
+]
+LAST_NAMES = ["Hopper", "Ng", "Lovelace", "Turing", "Perlman", "Thompson", "Liskov"]
+MODES = ["solo", "duo", "squad", "ranked", "tournament"]
+ACHIEVEMENTS = [
+    "first_blood",
+    "flawless",
+    "comeback",
+    "sharpshooter",
+    "speed_run",
+    "collector",
+]
 
 
 class Game(NamedTuple):

@@ -155,10 +155,16 @@ def error_body(name: str, message: str) -> bytes:
     return to_json({"__type": kind, "message": message})
 
 
-SCAN_PARAMETERS = (
-    "TableName Segment TotalSegments Limit ExclusiveStartKey ConsistentRead Select "
-    "ReturnConsumedCapacity"
-).split()
+SCAN_PARAMETERS = [
+    "TableName",
+    "Segment",
+    "TotalSegments",
+    "Limit",
+    "ExclusiveStartKey",
+    "ConsistentRead",
+    "Select",
+    "ReturnConsumedCapacity",
+]
 
 
 def check_scan(params: Json) -> None:
