@@ -53,7 +53,8 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -87,42 +88,6 @@ class Settings:
     padding: int = 0
 
 
-# --- Capacity -------------------------------------------------------------------------
-
-
-class Bucket:
-    """The RCU that are left: `rate` more each second, at most `burst_seconds` of it."""
-
-    def __init__(
-        self, rate: float, burst_seconds: float, clock: Callable[[], float]
-    ) -> None:
-        self.rate = rate
-        self.burst_seconds = burst_seconds
-        self.clock = clock
-        self.rcu = rate * burst_seconds
-        self.refilled = clock()  # the time for which `rcu` is right
-
-    def refill(self, now: float) -> None:
-        """Add what has come in since the last time."""
-        self.rcu += self.rate * (now - self.refilled)
-        self.rcu = min(self.rcu, self.rate * self.burst_seconds)
-        self.refilled = now
-
-    def take(self, rcu: float) -> bool:
-        """Pay for a page, if anything is left. Then less than nothing may be left."""
-        self.refill(self.clock())
-        if self.rcu <= 0:
-            return False
-        self.rcu -= rcu
-        return True
-
-
-def rcu_of(page: Page, consistent: bool) -> float:
-    """Half an RCU for each 4 KB begun, a whole one if strongly consistent."""
-    blocks = math.ceil(page.size / 4096)
-    return blocks * 1.0 if consistent else blocks * 0.5
-
-
 # --- Requests that are refused --------------------------------------------------------
 
 
@@ -138,11 +103,6 @@ def invalid(message: str) -> Refusal:
     return Refusal("ValidationException", message)
 
 
-def throttled() -> Refusal:
-    name = "ProvisionedThroughputExceededException"
-    return Refusal(name, "The table's read capacity is exceeded.")
-
-
 def check_names(params: Json, modelled: list[str]) -> None:
     """Refuse a parameter that the lab would otherwise ignore."""
     for name in params:
@@ -155,16 +115,8 @@ def error_body(name: str, message: str) -> bytes:
     return to_json({"__type": kind, "message": message})
 
 
-SCAN_PARAMETERS = [
-    "TableName",
-    "Segment",
-    "TotalSegments",
-    "Limit",
-    "ExclusiveStartKey",
-    "ConsistentRead",
-    "Select",
-    "ReturnConsumedCapacity",
-]
+SCAN_PARAMETERS = ["TableName", "Segment", "TotalSegments", "Limit", "ConsistentRead"]
+SCAN_PARAMETERS += ["ExclusiveStartKey", "Select", "ReturnConsumedCapacity"]
 
 
 def check_scan(params: Json) -> None:
@@ -178,7 +130,69 @@ def check_scan(params: Json) -> None:
         raise invalid("Segment must be less than TotalSegments.")
 
 
+# --- Capacity -------------------------------------------------------------------------
+
+
+class Capacity:
+    """What the table may spend: so many RCU a second, and those that it has saved."""
+
+    def __init__(self, settings: Settings, now: float) -> None:
+        self.on_demand = settings.read_capacity == 0
+        self.burst_seconds = settings.burst_seconds
+        self.update_seconds = settings.update_seconds
+        # What DescribeTable says
+        self.units = {
+            "ReadCapacityUnits": settings.read_capacity,
+            "WriteCapacityUnits": 0 if self.on_demand else 5,
+        }
+        self.left = settings.read_capacity * settings.burst_seconds  # RCU
+        self.refilled = now  # the time for which `left` is right
+        self.next_units: Json | None = None  # while the table is being updated
+        self.update_ends = 0.0
+
+    def pay(self, rcu: float, now: float) -> bool:
+        """Pay for a page, if anything is left. Then less than nothing may be left."""
+        if self.on_demand:
+            return True
+        self.refill(now)
+        if self.left <= 0:
+            return False
+        self.left -= rcu
+        return True
+
+    def refill(self, now: float) -> None:
+        """Add what has come in since the last time."""
+        rate = self.units["ReadCapacityUnits"]
+        self.left += rate * (now - self.refilled)
+        self.left = min(self.left, rate * self.burst_seconds)
+        self.refilled = now
+
+    def start_update(self, units: Json, now: float) -> None:
+        """Begin to change the capacity. The old one counts until that is finished."""
+        if self.on_demand:
+            raise invalid("A table on demand has no capacity to change.")
+        if self.next_units:
+            raise Refusal("ResourceInUseException", "The table is being updated.")
+        if units == self.units:
+            raise invalid("The requested value equals the current value.")
+        self.next_units = units
+        self.update_ends = now + self.update_seconds
+
+    def finish_update(self, now: float) -> None:
+        """Put the new capacity into force, if the update has ended since."""
+        if self.next_units and now >= self.update_ends:
+            self.refill(self.update_ends)  # at the old rate
+            self.units = self.next_units
+            self.next_units = None
+
+
 # --- The lab: every request is answered here, without the network ---------------------
+
+
+def rcu_of(page: Page, consistent: bool) -> float:
+    """Half an RCU for each 4 KB begun, a whole one if strongly consistent."""
+    blocks = math.ceil(page.size / 4096)
+    return blocks * 1.0 if consistent else blocks * 0.5
 
 
 class Answer(NamedTuple):
@@ -204,14 +218,7 @@ class Lab:
         self.endpoint_url = ""  # filled in by serve()
         self.requests: list[Json] = []  # the request log
         self.table = game_table(settings.items, settings.padding)
-        read = settings.read_capacity
-        self.on_demand = read == 0
-        write = 0 if self.on_demand else 5
-        # What DescribeTable says. The bucket has what is left at a moment.
-        self.capacity = {"ReadCapacityUnits": read, "WriteCapacityUnits": write}
-        self.next_capacity: Json | None = None  # what an update will make of it
-        self.update_ends = 0.0
-        self.bucket = Bucket(read, settings.burst_seconds, clock)
+        self.capacity = Capacity(settings, self.started)
         self.scans = 0  # the valid ones
         self.chance = random.Random(settings.seed)
         self.lock = threading.Lock()
@@ -237,12 +244,13 @@ class Lab:
             raise Refusal("UnknownOperationException", message)
         if params.get("TableName") != TABLE_NAME:
             raise Refusal("ResourceNotFoundException", "There is no such table.")
-        self.finish_update()
+        self.capacity.finish_update(self.clock())
         if operation == "Scan":
             return self.scan(params)
         if operation == "DescribeTable":
             return Answer(200, to_json({"Table": self.description()}))
-        self.start_update(params)
+        check_names(params, ["TableName", "ProvisionedThroughput"])
+        self.capacity.start_update(params["ProvisionedThroughput"], self.clock())
         return Answer(200, to_json({"TableDescription": self.description()}))
 
     def log(self, operation: str, params: Json, answer: Answer) -> None:
@@ -259,62 +267,35 @@ class Lab:
             with self.settings.request_log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")
 
-    # DescribeTable and UpdateTable
-
     def description(self) -> Json:
         table: Json = {
             "TableName": TABLE_NAME,
-            "TableStatus": "UPDATING" if self.next_capacity else "ACTIVE",
+            "TableStatus": "UPDATING" if self.capacity.next_units else "ACTIVE",
             "KeySchema": [
                 {"AttributeName": "player_id", "KeyType": "HASH"},
                 {"AttributeName": "game_id", "KeyType": "RANGE"},
             ],
-            "ProvisionedThroughput": self.capacity,
+            "ProvisionedThroughput": self.capacity.units,
             "ItemCount": self.settings.items,
             "TableSizeBytes": sum(self.table.sizes),
         }
-        if self.on_demand:
+        if self.capacity.on_demand:
             table["BillingModeSummary"] = {"BillingMode": "PAY_PER_REQUEST"}
         return table
-
-    def start_update(self, params: Json) -> None:
-        """Begin to change the capacity. The old one counts until that is finished."""
-        check_names(params, ["TableName", "ProvisionedThroughput"])
-        wanted = params["ProvisionedThroughput"]
-        if self.on_demand:
-            raise invalid("A table on demand has no capacity to change.")
-        if self.next_capacity:
-            raise Refusal("ResourceInUseException", "The table is being updated.")
-        if wanted == self.capacity:
-            raise invalid("The requested value equals the current value.")
-        self.next_capacity = wanted
-        self.update_ends = self.clock() + self.settings.update_seconds
-
-    def finish_update(self) -> None:
-        """Put the new capacity into force, if the update has ended since."""
-        if self.next_capacity and self.clock() >= self.update_ends:
-            self.capacity = self.next_capacity
-            self.next_capacity = None
-            # The update may have ended a while ago. Until then, the old rate counts.
-            self.bucket.refill(self.update_ends)
-            self.bucket.rate = self.capacity["ReadCapacityUnits"]
-
-    # Scan
 
     def scan(self, params: Json) -> Answer:
         """Find the page, let the request pay for it, and answer with it."""
         check_scan(params)
         page = self.find_page(params)
+        rcu = rcu_of(page, params.get("ConsistentRead") is True)
         fault = self.choose_fault(params)
         if fault == "hang":
             return Answer(0, b"", fault)
         if fault == "500":
             return Answer(500, error_body("InternalServerError", ""), fault)
-        if fault == "throttle":
-            raise throttled()
-        rcu = rcu_of(page, params.get("ConsistentRead") is True)
-        if not self.on_demand and not self.bucket.take(rcu):
-            raise throttled()
+        if fault == "throttle" or not self.capacity.pay(rcu, self.clock()):
+            name = "ProvisionedThroughputExceededException"
+            raise Refusal(name, "The table's read capacity is exceeded.")
         body = self.page_body(page, params, rcu)
         count = page.end - page.first
         return Answer(200, body, fault or "ok", count, rcu, page.size)
@@ -486,16 +467,17 @@ def warn(line: str) -> None:
 
 def serve_until_ctrl_c(endpoint_url: str) -> int:
     """Print what to paste into another terminal. Wait for Ctrl-C or SIGTERM."""
-    stop = threading.Event()
-    signal.signal(signal.SIGINT, lambda *_: stop.set())
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    print(UNSET)
-    for name, value in settings_for_aws(endpoint_url).items():
-        print(f"export {name}={value}")
-    sys.stdout.flush()
-    warn(f"Serving {TABLE_NAME} until Ctrl-C: paste these lines into another terminal")
-    stop.wait()
-    return 0
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    try:
+        print(UNSET)
+        for name, value in settings_for_aws(endpoint_url).items():
+            print(f"export {name}={value}")
+        sys.stdout.flush()
+        warn(f"Serving {TABLE_NAME} until Ctrl-C: paste this into another terminal")
+        while True:
+            time.sleep(60)
+    except KeyboardInterrupt:
+        return 0
 
 
 def run(command: list[str], endpoint_url: str) -> int:
@@ -518,17 +500,18 @@ def run(command: list[str], endpoint_url: str) -> int:
     if command in (["bash"], ["sh"], ["zsh"]) and sys.stdin.isatty():
         warn(f"this shell uses {TABLE_NAME} at {endpoint_url}; exit ends both")
     status = child.wait()
-    if status == 2:  # wrong usage
-        point_out_own_option(command)
+    misplaced = [word for word in command if word in map(option_of, vars(Settings()))]
+    if status == 2 and misplaced:  # wrong usage
+        warn(f"hint: put {misplaced[0]} before {name}: it is the local lab's own")
     return status if status >= 0 else 128 - status
 
 
-def point_out_own_option(command: list[str]) -> None:
-    """COMMAND did not understand its options. Perhaps one was meant for the lab."""
-    for setting in fields(Settings):
-        option = f"--{setting.name.replace('_', '-')}"
-        if option in command:
-            warn(f"hint: put {option} before {command[0]}: it is the local lab's own")
+def option_of(setting: str) -> str:
+    return "--" + setting.replace("_", "-")
+
+
+# From what to what an option may be. Others may be from 0 to a thousand million.
+LIMITS = {"burst_seconds": (1, 10**9), "fault_rate": (0, 1), "port": (0, 65_535)}
 
 
 def parse_arguments() -> tuple[Settings, list[str]]:
@@ -539,38 +522,28 @@ def parse_arguments() -> tuple[Settings, list[str]]:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    add = parser.add_argument
-
-    def add_number(
-        name: str, meaning: str, lowest: int = 0, highest: int = 10**9
-    ) -> None:
-        default = getattr(Settings(), name.replace("-", "_"))
-
-        def number(text: str) -> Any:  # argparse shows this name: invalid number value
-            value = type(default)(text)
-            if not lowest <= value <= highest:
-                error = f"{text} is not from {lowest} to {highest}"
-                raise argparse.ArgumentTypeError(error)
-            return value
-
-        text = f"{meaning} ({default:g})"
-        add(f"--{name}", metavar="N", type=number, default=default, help=text)
-
-    add_number("items", "items in the table")
-    add_number("latency-ms", "the fixed part of an answer's time")
-    add_number("ms-per-mb", "the time to read 1 MB of items")
-    add_number("read-capacity", "RCU a second; 0: on demand")
-    add_number("burst-seconds", "seconds of unused RCU that are saved", lowest=1)
-    add_number("update-seconds", "how long UpdateTable takes")
-    add_number("fault-rate", "probability that a Scan meets a fault", highest=1)
-    add_number("seed", "which faults are drawn")
-    add_number("port", "0: any free one", highest=65_535)
-    add("--request-log", metavar="FILE", type=Path, help="a line of JSON a request")
+    parser.set_defaults(**vars(Settings()))
+    add = partial(parser.add_argument, metavar="N")
+    default = "(%(default)g)"
+    add("--items", type=int, help=f"items in the table {default}")
+    add("--latency-ms", type=float, help=f"fixed part of an answer's time {default}")
+    add("--ms-per-mb", type=float, help=f"time to read 1 MB of items {default}")
+    add("--read-capacity", type=int, help=f"RCU a second, 0: on demand {default}")
+    add("--burst-seconds", type=float, help=f"how much unused is saved {default}")
+    add("--update-seconds", type=float, help=f"how long UpdateTable takes {default}")
+    add("--fault-rate", type=float, help=f"how likely a fault is {default}")
+    add("--seed", type=int, help=f"which faults are drawn {default}")
+    add("--port", type=int, help=f"0: any free one {default}")
+    add("--request-log", type=Path, metavar="FILE", help="a line of JSON a request")
     add("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     options = vars(parser.parse_args())
     command = options.pop("command")
-    if command[:1] == ["--"]:
-        command = command[1:]
+    for name, value in options.items():
+        lowest, highest = LIMITS.get(name, (0, 10**9))
+        if isinstance(value, (int, float)) and not lowest <= value <= highest:
+            parser.error(
+                f"{option_of(name)}: {value:g} is not from {lowest} to {highest}"
+            )
     return Settings(**options), command
 
 

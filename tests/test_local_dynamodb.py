@@ -291,7 +291,6 @@ def test_command_sees_only_the_lab(tmp_path: Path) -> None:
         (["python", "-c", "import os; os.kill(os.getpid(), 15)"], 128 + 15, None),
         (["no-such-command"], 127, "error: cannot run no-such-command: "),
         (["--fault-rate", "2", "python"], 2, "--fault-rate: 2 is not from 0 to 1"),
-        (["--", "python", "-c", ""], 0, None),
         (["--request-log", "/no/folder/x", "python"], 1, "error: [Errno 2]"),
     ],
 )
