@@ -17,10 +17,10 @@
     floor         http.client and json.loads in threads, without garbage collection
 
 The local lab answers each page after 50 ms and never throttles. Each measurement is a
-process of its own. It imports, connects and sends a first request before the clock
-starts. (awswrangler connects when it scans.) A row has the medians of all runs, and the
-highest peak of memory. CPU time is of all threads. --python PATH measures our scans
-with another interpreter, too.
+process of its own, with a local lab of its own. It imports, connects and sends a first
+request before the clock starts. (awswrangler connects when it scans.) A row has the
+medians of all runs, and the highest peak of memory. CPU time is of all threads.
+--python PATH measures our scans with another interpreter, too.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from functools import partial
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,13 +48,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import boto3
 from botocore.config import Config
-from local_dynamodb import TABLE_NAME, lab_environment
+from local_dynamodb import TABLE_NAME
 from tabulate import tabulate
 
 from common import connect
 from parallel_scan import Output, SaveFolder, parallel_scan
 from sequential_scan import sequential_scan
 
+HERE = Path(__file__).resolve().parent
 PAGE_MS = 50
 LARGER = 4  # so many times the items, for ours-larger
 REQUEST: dict[str, Any] = {"TableName": TABLE_NAME}
@@ -78,14 +79,6 @@ def ours(
     else:
         metrics = parallel_scan(client, {**REQUEST, **more}, workers, workers)
     return metrics.items, metrics.pages
-
-
-def ours_count(workers: int, start_clock: StartClock) -> Read:
-    return ours(workers, start_clock, Select="COUNT")
-
-
-def ours_plain(workers: int, start_clock: StartClock) -> Read:
-    return ours(workers, start_clock, plain=True)
 
 
 def ours_save(workers: int, start_clock: StartClock) -> Read:
@@ -204,9 +197,9 @@ def in_threads(read_segment: Callable[[int], Any], workers: int) -> list[Any]:
 # What is measured, and with how many workers.
 CONTENDERS: dict[str, tuple[Callable[..., Read], list[int]]] = {
     "ours": (ours, [1, 4, 8, 16]),
-    "ours-count": (ours_count, [1, 4, 8, 16]),
+    "ours-count": (partial(ours, Select="COUNT"), [1, 4, 8, 16]),
     "ours-save": (ours_save, [1, 4, 8, 16]),
-    "ours-plain": (ours_plain, [1, 8]),
+    "ours-plain": (partial(ours, plain=True), [1, 8]),
     "boto3-resource": (boto3_resource, [8]),
     "boto3-client": (boto3_client, [1, 8]),
     "aws-dynamodb-parallel-scan": (aws_dynamodb_parallel_scan, [8]),
@@ -260,45 +253,20 @@ def peak_mb() -> float:
 
 def measure(python: str, name: str, workers: int, items: int) -> Measurement:
     """Measure in a process of its own, and check that it read every item."""
-    flags = ["--measure", name, str(workers)]
+    if name == "ours-larger":
+        items *= LARGER
+    flags = f"--items {items} --latency-ms {PAGE_MS} --ms-per-mb 0 --read-capacity 0"
+    lab = [sys.executable, str(HERE / "local_dynamodb.py"), *flags.split()]
+    contender = [python, str(HERE / "benchmark.py"), "--measure", name, str(workers)]
     with tempfile.TemporaryDirectory() as folder:
-        command = [python, str(Path(__file__).resolve()), *flags]
-        measured = Measurement(
-            *json.loads(subprocess.check_output(command, cwd=folder))
-        )
+        output = subprocess.check_output([*lab, *contender], cwd=folder)
         files = Path(folder).glob("*/segment-*.jsonl")
         lines = sum(file.read_bytes().count(b"\n") for file in files)
+    measured = Measurement(*json.loads(output))
     saved = items if name == "ours-save" else 0
     if measured.items != items or lines != saved:
         raise SystemExit(f"{name}: {measured.items:,} of {items:,} items")
     return measured
-
-
-@contextmanager
-def serving(items: int) -> Iterator[None]:
-    """Serve the table in another process. The environment leads there."""
-    flags = f"--items {items} --latency-ms {PAGE_MS} --ms-per-mb 0 --read-capacity 0"
-    server = subprocess.Popen(
-        [sys.executable, Path(__file__).with_name("local_dynamodb.py"), *flags.split()],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        encoding="utf-8",
-    )
-    try:
-        assert server.stdout
-        # It prints lines such as: export AWS_ENDPOINT_URL_DYNAMODB=http://...
-        for line in server.stdout:
-            if "AWS_ENDPOINT_URL_DYNAMODB=" in line:
-                environment = lab_environment(line.strip().partition("=")[2])
-                os.environ.clear()
-                os.environ.update(environment)
-                break
-        else:  # do not measure whatever else the user's settings lead to
-            raise SystemExit("the local lab did not start")
-        yield
-    finally:
-        server.terminate()
-        server.wait()
 
 
 def benchmark(
@@ -307,15 +275,14 @@ def benchmark(
     """Measure each contender with each number of workers. Returns the medians."""
     cells = [(name, workers) for name in names for workers in CONTENDERS[name][1]]
     measured: dict[Any, list[Measurement]] = {cell: [] for cell in cells}
-    with serving(items):
-        for run in range(runs):
-            for name, workers in cells:
-                print(f"run {run + 1}: {name} {workers}", file=sys.stderr)
-                try:
-                    found = measure(python, name, workers, items)
-                    measured[name, workers].append(found)
-                except subprocess.CalledProcessError:  # it has shown its traceback
-                    print(f"{name} failed and is left out", file=sys.stderr)
+    for run in range(runs):
+        for name, workers in cells:
+            print(f"run {run + 1}: {name} {workers}", file=sys.stderr)
+            try:
+                found = measure(python, name, workers, items)
+                measured[name, workers].append(found)
+            except subprocess.CalledProcessError:  # it has shown its traceback
+                print(f"{name} failed and is left out", file=sys.stderr)
     return [median(found) for found in measured.values() if found]
 
 
@@ -398,9 +365,7 @@ def main() -> int:
         name, workers = args.measure
         print(json.dumps(measure_here(name, int(workers))))
         return 0
-    *names, larger = CONTENDERS
-    results = benchmark(names, sys.executable, args.items, args.runs)
-    results += benchmark([larger], sys.executable, LARGER * args.items, args.runs)
+    results = benchmark(list(CONTENDERS), sys.executable, args.items, args.runs)
     others = []
     if args.python:
         others = benchmark(WITH_ANOTHER_PYTHON, args.python, args.items, args.runs)
