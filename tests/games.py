@@ -11,6 +11,7 @@ import math
 import random
 import time
 from bisect import bisect_left, bisect_right
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -55,7 +56,9 @@ def number_size(digits: str) -> int:
 # --- Games ----------------------------------------------------------------------------
 
 GAMES_PER_PLAYER = 25
-SEASONS = 97  # a season is 25 games; player n has those of season n % 97
+# A season is 25 games. Player n has those of season n % 97: so a table of any size is
+# made in a moment.
+SEASONS = 97
 START = 1_735_689_600  # 2025-01-01
 WEEK = 7 * 24 * 3600
 YEAR = 365 * 24 * 3600
@@ -119,21 +122,11 @@ def make_game(week: int, chance: random.Random) -> Game:
     return Game(game_id, to_json(attributes), item_size(attributes))
 
 
-def player_id_of(number: int) -> str:
-    return f"player_{number:06d}"
-
-
-def make_player(number: int, padding: int) -> Json:
+def make_player(number: int, player_id: str) -> Json:
     """The attributes that all games of a player share."""
     first = FIRST_NAMES[number % len(FIRST_NAMES)]
     last = LAST_NAMES[number * 3 % len(LAST_NAMES)]
-    player = {
-        "player_id": {"S": player_id_of(number)},
-        "player_name": {"S": f"{first} {last}"},
-    }
-    if padding:
-        player["replay"] = {"S": "x" * padding}
-    return player
+    return {"player_id": {"S": player_id}, "player_name": {"S": f"{first} {last}"}}
 
 
 # --- The table, in the order of a Scan ------------------------------------------------
@@ -160,7 +153,8 @@ def is_in_segment(player_id: str, segment: int, total_segments: int) -> bool:
     return low <= hash_of(player_id) < high
 
 
-class Page(NamedTuple):
+@dataclass(frozen=True)
+class Page:
     """A page of items, by their positions in the table."""
 
     first: int
@@ -168,34 +162,35 @@ class Page(NamedTuple):
     size: int  # of all its items, in bytes
     has_last_key: bool  # because it ended by 1 MB or by Limit
 
+    @property
+    def count(self) -> int:
+        return self.end - self.first
+
 
 class GameTable:
     """All items, in the order of a scan. The three lists have an entry for each."""
 
-    def __init__(self, items: int, padding: int = 0) -> None:
+    def __init__(self, items: int) -> None:
         self.keys: list[tuple[int, str, str]] = []  # hash, player_id, game_id
         self.items: list[bytes] = []  # JSON texts
         self.sizes: list[int] = []  # bytes, by DynamoDB's rules
-        chance = random.Random(25)
+        chance = random.Random(25)  # any number would do, but always the same
         weeks = range(GAMES_PER_PLAYER)
         seasons = [[make_game(week, chance) for week in weeks] for _ in range(SEASONS)]
-        players = range(math.ceil(items / GAMES_PER_PLAYER))
-        for number in sorted(players, key=lambda number: hash_of(player_id_of(number))):
-            games = seasons[number % SEASONS]
-            if number == players[-1]:  # to make the number of items right
-                games = games[: items - number * GAMES_PER_PLAYER]
-            self.add_player(make_player(number, padding), games)
-
-    def add_player(self, player: Json, games: list[Game]) -> None:
-        player_id = player["player_id"]["S"]
-        player_hash = hash_of(player_id)
-        player_json = to_json(player)
-        player_size = item_size(player)
-        for game in games:
-            self.keys.append((player_hash, player_id, game.game_id))
-            # {player} and {game} become {player,game}
-            self.items.append(player_json[:-1] + b"," + game.json[1:])
-            self.sizes.append(player_size + game.size)
+        players = []
+        for number in range(math.ceil(items / GAMES_PER_PLAYER)):
+            player_id = f"player_{number:06d}"
+            players.append((hash_of(player_id), player_id, number))
+        for player_hash, player_id, number in sorted(players):
+            player = make_player(number, player_id)
+            player_json = to_json(player)
+            player_size = item_size(player)
+            games_left = items - number * GAMES_PER_PLAYER  # the last player has fewer
+            for game in seasons[number % SEASONS][:games_left]:
+                self.keys.append((player_hash, player_id, game.game_id))
+                # {player} and {game} become {player,game}
+                self.items.append(player_json[:-1] + b"," + game.json[1:])
+                self.sizes.append(player_size + game.size)
 
     def start_of(self, segment: int, total_segments: int) -> int:
         """The position of the first item of a segment, or of one after it."""
@@ -211,17 +206,17 @@ class GameTable:
         _, player_id, game_id = self.keys[position]
         return {"player_id": {"S": player_id}, "game_id": {"S": game_id}}
 
-    def page(self, first: int, end_of_segment: int, limit: int | None) -> Page:
+    def page(self, first: int, end_of_segment: int, limit: int) -> Page:
         """The page that begins at a position."""
         end = first
         size = 0
-        while end < end_of_segment and size < MB and end - first != limit:
+        while end < end_of_segment and size < MB and end - first < limit:
             size += self.sizes[end]
             end += 1
         return Page(first, end, size, has_last_key=size >= MB or end - first == limit)
 
 
 @lru_cache(maxsize=8)
-def game_table(items: int, padding: int = 0) -> GameTable:
+def game_table(items: int) -> GameTable:
     """The table of so many items. It never changes, so it can be served many times."""
-    return GameTable(items, padding)
+    return GameTable(items)

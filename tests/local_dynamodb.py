@@ -23,13 +23,13 @@ Time      Every answer takes --latency-ms. A page takes --ms-per-mb more for
 Capacity  The table has --read-capacity RCU a second. It saves what is not used,
           for up to --burst-seconds. It starts with all of that saved. A Scan is
           admitted while any capacity is left, even if its page costs more than
-          that (an assumption). With 0 the table is on demand, and a request is
-          throttled only by --fault-rate. UpdateTable takes --update-seconds.
-Faults    With probability --fault-rate, a Scan meets a fault. It is throttled
-          or gets status 500: then it costs nothing. Or its connection is reset,
-          its page is cut short, or its x-amz-crc32 is wrong: then a page is
-          lost that the table has paid for. Requests that come in the same order
-          meet the same faults, if --seed is the same.
+          that (an assumption). UpdateTable takes --update-seconds. A table on
+          demand, --read-capacity 0, never throttles.
+Faults    With probability --fault-rate, a Scan meets one of five faults.
+          "throttle" and "500" refuse it, and it costs nothing. "reset",
+          "truncated" and "bad-crc" damage a page that the table is paid for.
+          Requests that come in the same order meet the same faults, if --seed
+          is the same.
 Log       --request-log gets a line of JSON for each request: time (when it was
           admitted or refused, in seconds since the start), operation, segment
           (null without one), items, rcu (what the table paid), and outcome:
@@ -63,15 +63,17 @@ from games import MB, Json, Page, game_table, is_in_segment, to_json
 
 TABLE_NAME = "GameLeaderboard"
 FAULTS = ("throttle", "500", "reset", "truncated", "bad-crc")
+SCAN_PARAMETERS = ["TableName", "Segment", "TotalSegments", "Limit", "ConsistentRead"]
+SCAN_PARAMETERS += ["ExclusiveStartKey", "Select", "ReturnConsumedCapacity"]
+UPDATE_PARAMETERS = ["TableName", "ProvisionedThroughput"]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the lab models: the options of the command line, and two for tests.
+    """What the lab models: the options of the command line, and one for tests.
 
-    `script` is called with the number of a Scan (from 0) and its parameters. It returns
-    the fault that this Scan meets, or None. Its fault may also be "hang": no answer
-    comes. `padding` adds an attribute of so many bytes to every item.
+    `script` chooses the faults. It is called with the number of a Scan (from 0) and its
+    parameters, and returns a fault or None. It may also return "hang": no answer comes.
     """
 
     items: int = 20_000
@@ -85,7 +87,6 @@ class Settings:
     port: int = 0
     request_log: Path | None = None
     script: Callable[[int, Json], str | None] | None = None
-    padding: int = 0
 
 
 # --- Requests that are refused --------------------------------------------------------
@@ -103,6 +104,11 @@ def invalid(message: str) -> Refusal:
     return Refusal("ValidationException", message)
 
 
+def error_body(name: str, message: str) -> bytes:
+    kind = f"com.amazonaws.dynamodb.v20120810#{name}"
+    return to_json({"__type": kind, "message": message})
+
+
 def check_names(params: Json, modelled: list[str]) -> None:
     """Refuse a parameter that the lab would otherwise ignore."""
     for name in params:
@@ -110,24 +116,12 @@ def check_names(params: Json, modelled: list[str]) -> None:
             raise invalid(f"the local lab does not model {name}")
 
 
-def error_body(name: str, message: str) -> bytes:
-    kind = f"com.amazonaws.dynamodb.v20120810#{name}"
-    return to_json({"__type": kind, "message": message})
-
-
-SCAN_PARAMETERS = ["TableName", "Segment", "TotalSegments", "Limit", "ConsistentRead"]
-SCAN_PARAMETERS += ["ExclusiveStartKey", "Select", "ReturnConsumedCapacity"]
-
-
-def check_scan(params: Json) -> None:
-    check_names(params, SCAN_PARAMETERS)
-    select = params.get("Select", "ALL_ATTRIBUTES")
-    if select not in ("ALL_ATTRIBUTES", "COUNT"):
-        raise invalid(f"the local lab does not model {select}")
-    if ("Segment" in params) != ("TotalSegments" in params):
-        raise invalid("Segment and TotalSegments need each other.")
-    if params.get("Segment", 0) >= params.get("TotalSegments", 1):
-        raise invalid("Segment must be less than TotalSegments.")
+def whole_number(params: Json, name: str, default: int, lowest: int) -> int:
+    """A parameter that is a whole number, or its default."""
+    value = params.get(name, default)
+    if not isinstance(value, int) or value < lowest:
+        raise invalid(f"{name} has to be a whole number from {lowest} on.")
+    return value
 
 
 # --- Capacity -------------------------------------------------------------------------
@@ -150,25 +144,33 @@ class Capacity:
         self.next_units: Json | None = None  # while the table is being updated
         self.update_ends = 0.0
 
-    def pay(self, rcu: float, now: float) -> bool:
-        """Pay for a page, if anything is left. Then less than nothing may be left."""
-        if self.on_demand:
-            return True
+    def pass_time(self, now: float) -> None:
+        """Add what came in since the last time, and end an update that is over."""
+        if self.next_units and now >= self.update_ends:
+            self.refill(self.update_ends)  # at the old rate
+            self.units = self.next_units
+            self.next_units = None
         self.refill(now)
-        if self.left <= 0:
-            return False
-        self.left -= rcu
-        return True
 
     def refill(self, now: float) -> None:
-        """Add what has come in since the last time."""
         rate = self.units["ReadCapacityUnits"]
         self.left += rate * (now - self.refilled)
         self.left = min(self.left, rate * self.burst_seconds)
         self.refilled = now
 
-    def start_update(self, units: Json, now: float) -> None:
-        """Begin to change the capacity. The old one counts until that is finished."""
+    def pay(self, rcu: float) -> bool:
+        """Pay for a page, if anything is left. Then less than nothing may be left."""
+        if self.on_demand:
+            return True
+        if self.left <= 0:
+            return False
+        self.left -= rcu
+        return True
+
+    def update(self, params: Json, now: float) -> None:
+        """Begin to change the units. The old ones count until the update ends."""
+        wanted = params.get("ProvisionedThroughput", {})
+        units = {name: whole_number(wanted, name, 0, lowest=1) for name in self.units}
         if self.on_demand:
             raise invalid("A table on demand has no capacity to change.")
         if self.next_units:
@@ -177,13 +179,6 @@ class Capacity:
             raise invalid("The requested value equals the current value.")
         self.next_units = units
         self.update_ends = now + self.update_seconds
-
-    def finish_update(self, now: float) -> None:
-        """Put the new capacity into force, if the update has ended since."""
-        if self.next_units and now >= self.update_ends:
-            self.refill(self.update_ends)  # at the old rate
-            self.units = self.next_units
-            self.next_units = None
 
 
 # --- The lab: every request is answered here, without the network ---------------------
@@ -200,7 +195,7 @@ class Answer(NamedTuple):
 
     status: int
     body: bytes
-    outcome: str = "ok"
+    outcome: str = "ok"  # or the fault, or the name of the error
     items: int = 0
     rcu: float = 0  # what the table paid
     size: int = 0  # of the items that were read, in bytes
@@ -213,12 +208,12 @@ class Lab:
         self, settings: Settings, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.settings = settings
+        self.table = game_table(settings.items)
         self.clock = clock
         self.started = clock()
+        self.capacity = Capacity(settings, self.started)
         self.endpoint_url = ""  # filled in by serve()
         self.requests: list[Json] = []  # the request log
-        self.table = game_table(settings.items, settings.padding)
-        self.capacity = Capacity(settings, self.started)
         self.scans = 0  # the valid ones
         self.chance = random.Random(settings.seed)
         self.lock = threading.Lock()
@@ -226,36 +221,34 @@ class Lab:
     def answer(self, operation: str, body: bytes) -> Answer:
         """Answer one request, and enter it in the request log."""
         with self.lock:
-            params: Json = {}
+            now = self.clock()
+            self.capacity.pass_time(now)
+            params = json.loads(body)
             try:
-                params = json.loads(body)
-                answer = self.handle(operation, params)
+                answer = self.handle(operation, params, now)
             except Refusal as error:
                 answer = Answer(400, error_body(error.name, str(error)), error.name)
-            except (AttributeError, LookupError, TypeError, ValueError) as error:
-                name = "SerializationException"  # something is not as it has to be
-                answer = Answer(400, error_body(name, repr(error)), name)
-            self.log(operation, params, answer)
+            self.log(operation, params, answer, now)
         return answer
 
-    def handle(self, operation: str, params: Json) -> Answer:
+    def handle(self, operation: str, params: Json, now: float) -> Answer:
         if operation not in ("DescribeTable", "UpdateTable", "Scan"):
             message = f"the local lab does not model {operation}"
             raise Refusal("UnknownOperationException", message)
         if params.get("TableName") != TABLE_NAME:
             raise Refusal("ResourceNotFoundException", "There is no such table.")
-        self.capacity.finish_update(self.clock())
         if operation == "Scan":
+            check_names(params, SCAN_PARAMETERS)
             return self.scan(params)
         if operation == "DescribeTable":
             return Answer(200, to_json({"Table": self.description()}))
-        check_names(params, ["TableName", "ProvisionedThroughput"])
-        self.capacity.start_update(params["ProvisionedThroughput"], self.clock())
+        check_names(params, UPDATE_PARAMETERS)
+        self.capacity.update(params, now)
         return Answer(200, to_json({"TableDescription": self.description()}))
 
-    def log(self, operation: str, params: Json, answer: Answer) -> None:
+    def log(self, operation: str, params: Json, answer: Answer, now: float) -> None:
         entry = {
-            "time": round(self.clock() - self.started, 6),
+            "time": round(now - self.started, 6),
             "operation": operation,
             "segment": params.get("Segment"),
             "items": answer.items,
@@ -285,33 +278,42 @@ class Lab:
 
     def scan(self, params: Json) -> Answer:
         """Find the page, let the request pay for it, and answer with it."""
-        check_scan(params)
+        select = params.get("Select", "ALL_ATTRIBUTES")
+        if select not in ("ALL_ATTRIBUTES", "COUNT"):
+            raise invalid(f"the local lab does not model {select}")
         page = self.find_page(params)
         rcu = rcu_of(page, params.get("ConsistentRead") is True)
         fault = self.choose_fault(params)
         if fault == "hang":
-            return Answer(0, b"", fault)
+            return Answer(0, b"", fault)  # nothing of it is sent
         if fault == "500":
             return Answer(500, error_body("InternalServerError", ""), fault)
-        if fault == "throttle" or not self.capacity.pay(rcu, self.clock()):
+        if fault == "throttle" or not self.capacity.pay(rcu):
             name = "ProvisionedThroughputExceededException"
             raise Refusal(name, "The table's read capacity is exceeded.")
         body = self.page_body(page, params, rcu)
-        count = page.end - page.first
-        return Answer(200, body, fault or "ok", count, rcu, page.size)
+        return Answer(200, body, fault or "ok", page.count, rcu, page.size)
 
     def find_page(self, params: Json) -> Page:
-        segment = params.get("Segment", 0)
-        total_segments = params.get("TotalSegments", 1)
+        if ("Segment" in params) != ("TotalSegments" in params):
+            raise invalid("Segment and TotalSegments need each other.")
+        segment = whole_number(params, "Segment", 0, lowest=0)
+        total_segments = whole_number(params, "TotalSegments", 1, lowest=1)
+        limit = whole_number(params, "Limit", self.settings.items + 1, lowest=1)
+        if segment >= total_segments:
+            raise invalid("Segment must be less than TotalSegments.")
         first = self.table.start_of(segment, total_segments)
         end = self.table.start_of(segment + 1, total_segments)
         if "ExclusiveStartKey" in params:
-            player_id = params["ExclusiveStartKey"]["player_id"]["S"]
-            game_id = params["ExclusiveStartKey"]["game_id"]["S"]
+            try:
+                player_id = params["ExclusiveStartKey"]["player_id"]["S"]
+                game_id = params["ExclusiveStartKey"]["game_id"]["S"]
+            except KeyError:
+                raise invalid("ExclusiveStartKey is no key of this table.") from None
             if not is_in_segment(player_id, segment, total_segments):
                 raise invalid("ExclusiveStartKey is not in this segment.")
             first = self.table.after(player_id, game_id)
-        return self.table.page(first, end, params.get("Limit"))
+        return self.table.page(first, end, limit)
 
     def choose_fault(self, params: Json) -> str | None:
         """The fault that this Scan meets, if any."""
@@ -324,8 +326,7 @@ class Lab:
         return None
 
     def page_body(self, page: Page, params: Json, rcu: float) -> bytes:
-        count = page.end - page.first
-        document: Json = {"Count": count, "ScannedCount": count}
+        document: Json = {"Count": page.count, "ScannedCount": page.count}
         if page.has_last_key:
             document["LastEvaluatedKey"] = self.table.key(page.end - 1)
         if params.get("ReturnConsumedCapacity", "NONE") != "NONE":
@@ -375,21 +376,15 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(answer.body)))
         self.send_header("x-amz-crc32", str(crc32))
         self.end_headers()
-        if answer.outcome in ("reset", "truncated"):
-            self.send_half(answer.body, reset=answer.outcome == "reset")
-        else:
+        if answer.outcome not in ("reset", "truncated"):
             self.wfile.write(answer.body)
-
-    def send_half(self, body: bytes, reset: bool) -> None:
-        """Send half of a page. Then close the connection, or reset it."""
-        self.wfile.write(body[: len(body) // 2])
+            return
+        self.wfile.write(answer.body[: len(answer.body) // 2])
         self.close_connection = True
-        if reset:
-            # To linger for 0 seconds means: close with an RST instead of a FIN. It is
-            # closed here, because the server would send a FIN before it closes it.
+        if answer.outcome == "reset":
+            # To linger for 0 seconds means: close with an RST instead of a FIN.
             linger = struct.pack("ii", 1, 0)
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-            self.connection.close()
 
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing: the lab has a log of its own."""
@@ -404,6 +399,10 @@ class Server(ThreadingHTTPServer):
         self.lab = lab
         super().__init__(("127.0.0.1", lab.settings.port), Handler)
 
+    def shutdown_request(self, request: Any) -> None:
+        """Close a connection. The base class sends a FIN first, even before an RST."""
+        self.close_request(request)
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say why a request got no answer. That a client is gone is no error."""
         error = sys.exc_info()[1]
@@ -413,15 +412,15 @@ class Server(ThreadingHTTPServer):
 
 @contextmanager
 def serve(settings: Settings) -> Iterator[Lab]:
-    """Serve the table in this process, until the `with` block ends.
+    """Serve the table in this process. The `with` block's end closes the port.
 
     Raises OSError if the port is taken or the request log cannot be written.
     """
-    if settings.request_log:
-        settings.request_log.write_text("")  # an earlier one is replaced
     lab = Lab(settings)
     server = Server(lab)
     lab.endpoint_url = f"http://127.0.0.1:{server.server_address[1]}"
+    if settings.request_log:
+        settings.request_log.write_text("")  # an earlier one is replaced
     # Every 0.05 seconds, it looks whether it has to stop.
     threading.Thread(target=server.serve_forever, args=[0.05], daemon=True).start()
     try:
@@ -483,31 +482,21 @@ def serve_until_ctrl_c(endpoint_url: str) -> int:
 def run(command: list[str], endpoint_url: str) -> int:
     """Run COMMAND. Returns its exit status, or 128 + n if signal n ended it."""
     name = command[0]
-    words = command
     if name == "python":
-        words = [sys.executable, *command[1:]]
+        command = [sys.executable, *command[1:]]
     elif name.endswith(".py"):
-        words = [sys.executable, *command]
+        command = [sys.executable, *command]
     # Ctrl-C reaches COMMAND, too. What to do is COMMAND's decision, so we go on. (If
     # the signal were ignored here, COMMAND would ignore it, too: that is inherited.)
     signal.signal(signal.SIGINT, lambda *_: None)
     try:
-        child = subprocess.Popen(words, env=lab_environment(endpoint_url))
+        child = subprocess.Popen(command, env=lab_environment(endpoint_url))
     except OSError as error:
         warn(f"error: cannot run {name}: {error.strerror}")
         return 127
     signal.signal(signal.SIGTERM, lambda *_: child.terminate())
-    if command in (["bash"], ["sh"], ["zsh"]) and sys.stdin.isatty():
-        warn(f"this shell uses {TABLE_NAME} at {endpoint_url}; exit ends both")
     status = child.wait()
-    misplaced = [word for word in command if word in map(option_of, vars(Settings()))]
-    if status == 2 and misplaced:  # wrong usage
-        warn(f"hint: put {misplaced[0]} before {name}: it is the local lab's own")
     return status if status >= 0 else 128 - status
-
-
-def option_of(setting: str) -> str:
-    return "--" + setting.replace("_", "-")
 
 
 # From what to what an option may be. Others may be from 0 to a thousand million.
@@ -538,12 +527,13 @@ def parse_arguments() -> tuple[Settings, list[str]]:
     add("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     options = vars(parser.parse_args())
     command = options.pop("command")
+    if command[:1] == ["--"]:
+        command = command[1:]
     for name, value in options.items():
         lowest, highest = LIMITS.get(name, (0, 10**9))
         if isinstance(value, (int, float)) and not lowest <= value <= highest:
-            parser.error(
-                f"{option_of(name)}: {value:g} is not from {lowest} to {highest}"
-            )
+            option = "--" + name.replace("_", "-")
+            parser.error(f"{option}: {value:g} is not from {lowest} to {highest}")
     return Settings(**options), command
 
 

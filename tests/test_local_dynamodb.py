@@ -84,6 +84,8 @@ def test_pages_are_those_of_dynalite(
     [
         {"Segment": 2, "TotalSegments": 2},
         {"Segment": 1},
+        {"Limit": 0},
+        {"ExclusiveStartKey": {"player_id": {"S": "player_000000"}}},
         {"TotalSegments": 4},
         {"TableName": "NoSuchTable"},
         # A key of the other segment
@@ -108,14 +110,11 @@ def test_items_never_change() -> None:
     assert zlib.crc32(text) == 2_395_564_142
 
 
-@pytest.mark.parametrize(("items", "padding"), [(12_000, 0), (120, 390_000)])
-def test_pages_end_at_1_mb(items: int, padding: int) -> None:
-    lab = Lab(instant(items, padding=padding))
-    page = ask(lab, "Scan", ReturnConsumedCapacity="TOTAL")
+def test_pages_end_at_1_mb() -> None:
+    page = ask(Lab(instant(12_000)), "Scan", ReturnConsumedCapacity="TOTAL")
     sizes = [item_size(item) for item in page["Items"]]
     assert sum(sizes[:-1]) < MB <= sum(sizes)
     assert page["ConsumedCapacity"]["CapacityUnits"] == math.ceil(sum(sizes) / 4096) / 2
-    assert min(sizes) > padding
     assert page["LastEvaluatedKey"].items() <= page["Items"][-1].items()
 
 
@@ -129,8 +128,6 @@ def test_refuses_what_it_does_not_model(lab: Lab) -> None:
     assert refused["message"] == "the local lab does not model BillingMode"
     refused = ask(lab, "Scan", Select="SPECIFIC_ATTRIBUTES")
     assert refused["message"] == "the local lab does not model SPECIFIC_ATTRIBUTES"
-    refused = ask(lab, "Scan", ExclusiveStartKey={"player_id": {"S": "a"}})
-    assert refused["error"] == "SerializationException"
 
 
 # --- Capacity and time ----------------------------------------------------------------
@@ -289,6 +286,7 @@ def test_command_sees_only_the_lab(tmp_path: Path) -> None:
     [
         (["python", "-c", "raise SystemExit(7)"], 7, None),
         (["python", "-c", "import os; os.kill(os.getpid(), 15)"], 128 + 15, None),
+        (["--", "python", "-c", ""], 0, None),
         (["no-such-command"], 127, "error: cannot run no-such-command: "),
         (["--fault-rate", "2", "python"], 2, "--fault-rate: 2 is not from 0 to 1"),
         (["--request-log", "/no/folder/x", "python"], 1, "error: [Errno 2]"),
@@ -302,13 +300,6 @@ def test_exit_status_of_the_lab(
     )
     assert ended.returncode == status
     assert error in ended.stderr if error else ended.stderr == ""
-
-
-def test_misplaced_option_is_pointed_out() -> None:
-    command = [*LAB, "python", "-c", "raise SystemExit(2)", "--items", "9"]
-    ended = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
-    hint = "hint: put --items before python: it is the local lab's own\n"
-    assert (ended.returncode, ended.stderr) == (2, hint)
 
 
 def test_help_fits_80_columns() -> None:
