@@ -592,12 +592,16 @@ def decode_binary(value: dict[str, Any]) -> dict[str, Any]:
 
 def metrics_rows(metrics: Metrics) -> dict[str, str]:
     """The metrics for a person: a name and a text each. The lab's own come first."""
-    rcu = metrics.consumed_rcu
+    rcu = "n/a"
+    if metrics.consumed_rcu is not None:
+        # From a million on, tenths say nothing, and would make the column too wide.
+        digits = 1 if metrics.consumed_rcu < 1_000_000 else 0
+        rcu = f"{metrics.consumed_rcu:,.{digits}f}"
     rows = {
         "Total execution time": f"{metrics.seconds:.2f} s",
         "Items processed": f"{metrics.items:,}",
         "Items per second": f"{metrics.items_per_second():,.0f}",
-        "Consumed RCU": "n/a" if rcu is None else f"{rcu:,.1f}",
+        "Consumed RCU": rcu,
         "Pages": f"{metrics.pages:,}",
         "CPU time": f"{metrics.cpu_seconds:.2f} s",
     }
