@@ -40,7 +40,6 @@ from tabulate import tabulate
 
 SEGMENTS = 200  # of a scan that saves: some are whole within a second
 LIMIT = 2.0  # seconds from the first signal to the end
-ALL = ["sequential_scan.py", "parallel_scan.py", "compare.py"]
 
 
 def hang(number: int, _: object) -> str | None:
@@ -59,27 +58,36 @@ class Situation:
     """What a script is in the middle of. FOLDER stands for an empty folder."""
 
     name: str
-    scripts: list[str]
+    script: str
     lab: dict[str, Any] | None  # None: the endpoint never answers
     output_is_read: bool = True
+    statuses: tuple[int, ...] = (130,)
     seconds: float = 1.0  # within which the signal comes
 
 
+SEQUENTIAL = "sequential_scan.py"
+PARALLEL = "parallel_scan.py"
+COMPARE = "compare.py"
+PACED = "parallel_scan.py --max-rcu 1"
 SAVE = f"parallel_scan.py --save FOLDER --total-segments {SEGMENTS} --workers 4"
-ENDING = Situation("ending", ALL, {"items": 100}, seconds=0.2)
-SITUATIONS = [
-    Situation("connecting", ALL, None),
-    Situation("reading", ALL, SLOW),
-    Situation("unanswered", ALL, HANGING),
-    Situation("throttled", ALL, STARVED),
-    Situation("waiting for a turn", ["parallel_scan.py --max-rcu 1"], {}),
-    Situation("saving", [SAVE], SLOW),
-    Situation("saving, unanswered", [SAVE], HANGING),
-    Situation("saving, throttled", [SAVE], STARVED),
-    Situation("saving, waiting", [f"{SAVE} --max-rcu 1"], {}),
-    Situation("output not read", ["parallel_scan.py --save -"], {}, False),
-    Situation("report not read", ["compare.py"], {}, False),
-    ENDING,
+SITUATIONS = []
+for _script in (SEQUENTIAL, PARALLEL, COMPARE):
+    SITUATIONS += [
+        Situation("connecting", _script, None),
+        Situation("reading", _script, SLOW),
+        Situation("unanswered", _script, HANGING),
+        Situation("throttled", _script, STARVED),
+        # It may also have ended by itself.
+        Situation("ending", _script, {"items": 100}, statuses=(130, 0), seconds=0.2),
+    ]
+SITUATIONS += [
+    Situation("waiting for a turn", PACED, {}),
+    Situation("saving", SAVE, SLOW),
+    Situation("saving, unanswered", SAVE, HANGING),
+    Situation("saving, throttled", SAVE, STARVED),
+    Situation("saving, waiting", f"{SAVE} --max-rcu 1", {}),
+    Situation("output not read", f"{PARALLEL} --save -", {}, output_is_read=False),
+    Situation("report not read", SEQUENTIAL, {"items": 100}, output_is_read=False),
 ]
 
 
@@ -88,12 +96,23 @@ class End:
     """How a script ended. `wrong` says what should have been different."""
 
     situation: Situation
-    script: str
     signals: list[signal.Signals]
     moment: float
     status: int
     seconds: float
     wrong: list[str]
+
+
+@contextmanager
+def endpoint(lab: dict[str, Any] | None) -> Iterator[Any]:
+    """A local lab with these settings, or a port that never answers."""
+    if lab is not None:
+        with serve(instant(**lab)) as served:
+            yield served
+        return
+    with socket.create_server(("127.0.0.1", 0), backlog=50) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        yield SimpleNamespace(endpoint_url=url)
 
 
 @contextmanager
@@ -130,17 +149,18 @@ def wait_until_ready(pid: int) -> None:
 
 
 def interrupt(
-    situation: Situation, script: str, signals: list[Any], moment: float, at: Any
+    situation: Situation, signals: list[signal.Signals], moment: float, limit: float
 ) -> End:
     """Start a script, interrupt it, and look at what is left."""
     with ExitStack() as held:
+        at = held.enter_context(endpoint(situation.lab))
         folder = Path(held.enter_context(tempfile.TemporaryDirectory()))
         written = held.enter_context(tempfile.TemporaryFile())
         output = written.fileno()
         if not situation.output_is_read:
             output = held.enter_context(full_pipe())
-        command = f"{script} --page-size 5".replace("FOLDER", str(folder))
-        process = start(command, at, output, output)
+        command = f"{situation.script} --page-size 5".replace("FOLDER", str(folder))
+        process = start(command, at, stdout=output, stderr=written.fileno())
         try:
             wait_until_ready(process.pid)
             time.sleep(moment)
@@ -155,23 +175,21 @@ def interrupt(
             process.kill()
         written.seek(0)
         text = written.read().decode(errors="replace")
-        status = process.returncode
-        end = End(situation, script, signals, moment, status, seconds, [])
-        end.wrong += what_is_wrong(end, text)
+        end = End(situation, signals, moment, process.returncode, seconds, [])
+        end.wrong += what_is_wrong(end, text, limit)
         end.wrong += damaged_segments(folder)
         if len(signals) == 1:
             end.wrong += [f"left {path.name}" for path in folder.glob("*.part")]
         return end
 
 
-def what_is_wrong(end: End, text: str) -> Iterator[str]:
+def what_is_wrong(end: End, text: str, limit: float) -> Iterator[str]:
     """What is wrong with the way a script ended, and with the text that it wrote."""
-    ended_by_itself = end.status == 0 and end.situation is ENDING
     # A second signal may come when Python is about to end. Then it ends Python.
     ended_by_second = len(end.signals) == 2 and -end.status in end.signals
-    if end.status != 130 and not ended_by_itself and not ended_by_second:
+    if end.status not in end.situation.statuses and not ended_by_second:
         yield f"status {end.status}"
-    if end.seconds > LIMIT:
+    if end.seconds > limit:
         yield "too late"
     if "Traceback" in text or "Exception ignored" in text:
         yield text
@@ -188,29 +206,16 @@ def damaged_segments(folder: Path) -> Iterator[str]:
             yield f"{path.name} has {lines} of {end - first} items"
 
 
-def campaign(count: int, seed: int) -> list[End]:
+def campaign(count: int, seed: int, limit: float = LIMIT) -> list[End]:
     """Interrupt so many scripts, in all situations in turn, two at a time."""
     chance = random.Random(seed)
-    with ExitStack() as served:
-        silent = served.enter_context(
-            socket.create_server(("127.0.0.1", 0), backlog=500)
-        )
-        nowhere = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        endpoints: dict[str, Any] = {}
-        for situation in SITUATIONS:
-            endpoints[situation.name] = SimpleNamespace(endpoint_url=nowhere)
-            if situation.lab is not None:
-                lab = serve(instant(**situation.lab))
-                endpoints[situation.name] = served.enter_context(lab)
-        pool = served.enter_context(ThreadPoolExecutor(2))
+    with ThreadPoolExecutor(2) as pool:
         jobs = []
         for situation in islice(cycle(SITUATIONS), count):
-            script = chance.choice(situation.scripts)
             how_many = chance.choice([1, 1, 1, 2])
             signals = chance.choices([signal.SIGINT, signal.SIGTERM], k=how_many)
             moment = chance.uniform(0, situation.seconds)
-            at = endpoints[situation.name]
-            jobs.append(pool.submit(interrupt, situation, script, signals, moment, at))
+            jobs.append(pool.submit(interrupt, situation, signals, moment, limit))
         return [job.result() for job in jobs]
 
 
@@ -220,12 +225,12 @@ def table(ends: list[End]) -> str:
     for situation in SITUATIONS:
         these = [end for end in ends if end.situation is situation]
         if these:
+            script = situation.script.partition(" ")[0]
             statuses = sorted({end.status for end in these})
-            slowest = max(end.seconds for end in these)
+            slowest = f"{max(end.seconds for end in these):.2f} s"
             wrong = sum(bool(end.wrong) for end in these)
-            rows.append(
-                [situation.name, len(these), statuses, f"{slowest:.2f} s", wrong]
-            )
+            name = f"{script}, {situation.name}"
+            rows.append([name, len(these), statuses, slowest, wrong])
     headers = ["in the middle of", "scripts", "statuses", "slowest end", "wrong"]
     return tabulate(rows, headers)
 

@@ -193,6 +193,8 @@ def test_different_numbers_have_no_speed() -> None:
         "The endpoint seems to ignore segments.",
     ]
     assert "Times as fast" not in compare.side_by_side(different)
+    filtered = said_of(sequential(4.0), parallel(2, 1.0, items=99))
+    assert filtered[0].startswith("The scans read different numbers of items, from 99 ")
 
 
 def test_an_interrupt_in_the_first_scan_leaves_nothing_to_show() -> None:
@@ -364,5 +366,7 @@ def test_an_index_is_compared_and_its_size_is_not_guessed(
 ) -> None:
     flags = "--index-name game-mode-index --page-size 300 --output json"
     ended = invoke(f"compare {flags}", at=real)
-    assert [each["items"] for each in ended.json()["results"]] == [2000, 2000]
+    results = ended.json()["results"]
+    assert [each["items"] for each in results] == [2000, 2000]
+    assert [each["total_segments"] for each in results] == [1, 4]  # the default
     assert ended.err == ""
