@@ -80,6 +80,6 @@ class CannedHandler(BaseHTTPRequestHandler):
 def canned_answers() -> Iterator[Canned]:
     """Serve canned answers."""
     with Canned() as server:
-        threading.Thread(target=server.serve_forever, args=[0.05], daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
         yield server
         server.shutdown()

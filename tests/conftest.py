@@ -19,7 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from canned import EMPTY_PAGE, Canned, canned_answers
+from canned import Canned, canned_answers
 from engines import create_table, plain_client, start_dynalite
 from items import client_of, instant, lab_items
 from local_dynamodb import TABLE_NAME, Lab, lab_environment, serve
@@ -100,17 +100,11 @@ def engine(request: pytest.FixtureRequest) -> Any:
     return request.getfixturevalue(request.param)
 
 
-@pytest.fixture(scope="session")
-def canned_server() -> Iterator[Canned]:
+@pytest.fixture
+def canned() -> Iterator[Canned]:
+    """An endpoint that answers as it is told, and until then with an empty table."""
     with canned_answers() as server:
         yield server
-
-
-@pytest.fixture
-def canned(canned_server: Canned) -> Canned:
-    """An endpoint that answers as it is told, and until then with an empty table."""
-    canned_server.answer(EMPTY_PAGE)
-    return canned_server
 
 
 @pytest.fixture

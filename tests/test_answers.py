@@ -92,9 +92,9 @@ ANY_ANSWER = settings(
 )
 
 
-@pytest.fixture(scope="module")
-def plain(canned_server: Canned) -> Any:
-    return plain_client(canned_server.endpoint_url)
+@pytest.fixture
+def plain(canned: Canned) -> Any:
+    return plain_client(canned.endpoint_url)
 
 
 @ANY_ANSWER
