@@ -767,19 +767,21 @@ def run_script(main: Callable[[], int]) -> int:
     """
     if sys.stdout is None or sys.stderr is None:
         sys.exit("error: standard output or standard error is closed")
-    handle_signals(interrupt)
+    sys.unraisablehook = end_if_interrupted
     try:
-        return main_status(main)
+        handle_signals(interrupt)
+        try:
+            return main_status(main)
+        finally:
+            # From now on, a signal only ends the program. One that has come until now
+            # is handled during this call, as a KeyboardInterrupt.
+            handle_signals(end_at_once)
     except KeyboardInterrupt:
         return INTERRUPTED
     except OSError:
         return FAILED  # the error itself could not be printed
     finally:
-        # The program is about to end. A signal that has come until now is handled
-        # during the first call. Later ones are ignored, because they would change the
-        # exit status.
-        handle_signals(end_at_once)
-        handle_signals(signal.SIG_IGN)
+        handle_signals(signal.SIG_IGN)  # nothing changes the exit status any more
 
 
 def main_status(main: Callable[[], int]) -> int:
@@ -809,6 +811,16 @@ def interrupt(*_: object) -> None:
 
 def end_at_once(*_: object) -> None:
     os._exit(INTERRUPTED)
+
+
+def end_if_interrupted(unraisable: Any) -> None:
+    """Handle an exception that cannot come out of a destructor, such as urllib3's.
+
+    Python would print it and go on. If it is a KeyboardInterrupt, the program ends.
+    """
+    if unraisable.exc_type is KeyboardInterrupt:
+        end_at_once()
+    sys.__unraisablehook__(unraisable)
 
 
 def say_error(error: BaseException) -> None:

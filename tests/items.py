@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -86,6 +87,14 @@ def scans_of(lab: Lab) -> list[Json]:
 def outcomes(lab: Lab) -> Counter[str]:
     """How often the lab answered a Scan with each outcome."""
     return Counter(entry["outcome"] for entry in scans_of(lab))
+
+
+def wait_for_hanging(lab: Lab, requests: int) -> None:
+    """Wait until so many requests wait for an answer."""
+    deadline = time.monotonic() + 60
+    while outcomes(lab)["hang"] < requests:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def counts_in(log: list[Json]) -> Json:

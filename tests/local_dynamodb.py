@@ -109,6 +109,16 @@ def error_body(name: str, message: str) -> bytes:
     return to_json({"__type": kind, "message": message})
 
 
+def parse(body: bytes) -> Json:
+    try:
+        params = json.loads(body)
+    except ValueError:
+        params = None
+    if not isinstance(params, dict):
+        raise Refusal("SerializationException", "The body is not a JSON object.")
+    return params
+
+
 def check_names(params: Json, modelled: list[str]) -> None:
     """Refuse a parameter that the lab would otherwise ignore."""
     for name in params:
@@ -223,8 +233,9 @@ class Lab:
         with self.lock:
             now = self.clock()
             self.capacity.pass_time(now)
-            params = json.loads(body)
+            params: Json = {}
             try:
+                params = parse(body)
                 answer = self.handle(operation, params, now)
             except Refusal as error:
                 answer = Answer(400, error_body(error.name, str(error)), error.name)

@@ -7,25 +7,17 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
-import time
 from signal import SIGCONT, SIGINT, SIGSTOP, SIGTERM, Signals
 
 import interrupts
 import pytest
 from conftest import NewLab
 from interrupts import HANGING, SITUATIONS
-from items import outcomes
+from items import outcomes, wait_for_hanging
 from local_dynamodb import Lab
-from running import start
-
-
-def wait_for_hanging(lab: Lab, requests: int) -> None:
-    """Wait until so many requests wait for an answer."""
-    deadline = time.monotonic() + 60
-    while outcomes(lab)["hang"] < requests:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+from running import Ended, shell, start
 
 
 def interrupted(process: subprocess.Popen[str], *numbers: Signals) -> tuple[str, str]:
@@ -69,6 +61,27 @@ def test_second_signal_ends_a_scan_without_its_report(new_lab: NewLab) -> None:
     wait_for_hanging(lab, 4)
     # Both signals are there when the script goes on.
     assert interrupted(process, SIGSTOP, SIGINT, SIGTERM, SIGCONT) == ("", "")
+
+
+# As urllib3's connections do, when a signal comes while they are closed.
+DESTRUCTOR = """
+import os, signal, sys, common
+
+class Interrupted:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+
+def main():
+    Interrupted()
+    return 0
+
+sys.exit(common.run_script(main))
+"""
+
+
+def test_interrupt_in_a_destructor_ends_the_program(lab: Lab) -> None:
+    ended = shell(f"python -c {shlex.quote(DESTRUCTOR)}", at=lab)
+    assert ended == Ended(130, "", "")
 
 
 def test_interrupted_comparison_claims_no_speed(new_lab: NewLab) -> None:
