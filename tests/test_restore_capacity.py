@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -27,10 +26,11 @@ DONE = f"before: {LOWERED}\nafter:  5 RCU / 5 WCU\n"
 LOCAL_LAB = "python tests/local_dynamodb.py --read-capacity 1 ./restore_capacity.sh"
 
 # An aws that writes down what it is asked, and runs the next line of `answers`.
-# Version 2 of the CLI opens a pager unless AWS_PAGER is empty.
-FAKE_AWS = """cd "${0%/*}" && [[ -z "${AWS_PAGER-less}" ]] || exit 99
+FAKE_AWS = """
+cd "${0%/*}"
 printf '%s\\n' "$*" >>calls
-eval "$(sed -n "$(wc -l <calls)p" answers)"
+number=$(wc -l <calls)
+eval "$(sed -n "${number}p" answers)"
 """
 
 
@@ -102,9 +102,6 @@ class World:
         """What aws was asked, in order."""
         return (self.bin / "calls").read_text().splitlines()
 
-    def updates(self) -> int:
-        return sum("dynamodb update-table " in call for call in self.calls())
-
     def run(self, *arguments: str, pass_fds: tuple[int, ...] = ()) -> Ended:
         ended = subprocess.run(
             [ROOT / "restore_capacity.sh", *arguments],
@@ -139,28 +136,27 @@ def assert_explained(ended: Ended, status: int, error: str, hint: str = "") -> N
 # --- With a fake aws ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("answers", "updates", "note"),
-    [
-        ([LOW, ACCEPTED, UPDATING, UPDATING, GOOD], 1, "is UPDATING: waiting\n"),
-        ([CREATING, LOW, ACCEPTED, GOOD], 1, "is CREATING: waiting\n"),
-        ([LOW, IN_USE, UPDATING, LOW, ACCEPTED, GOOD], 2, "somebody else is changing"),
-        ([LOW, UNCHANGED, GOOD], 1, ""),
-        ([LOW, ACCEPTED, LOW, UNCHANGED, GOOD], 2, ""),
-        ([f"{WARNING}; {LOW}; {WARNING}", ACCEPTED, GOOD], 1, ""),
-    ],
-    ids=["updating", "creating", "in use", "just set", "set twice", "warnings"],
-)
-def test_waits_until_capacity_is_restored(
-    world: World, answers: list[str], updates: int, note: str
-) -> None:
-    world.set_aws(*answers)
+def test_waits_until_capacity_is_restored(world: World) -> None:
+    world.set_aws(
+        CREATING,
+        f"{WARNING}; {LOW}; {WARNING}",
+        IN_USE,  # it asked for an update, but somebody else did, too
+        UPDATING,
+        UPDATING,
+        LOW,
+        ACCEPTED,
+        LOW,
+        UNCHANGED,  # it asked again, but meanwhile the update had ended
+        GOOD,
+    )
     ended = world.run()
-    assert (ended.status, ended.out) == (0, DONE), ended.err
-    assert note in ended.err
-    assert ended.err.count("is UPDATING") <= 1  # it is not said at every look
-    assert len(world.calls()) == len(answers)
-    assert world.updates() == updates
+    assert (ended.status, ended.out) == (0, DONE)
+    assert ended.err.splitlines() == [
+        "GameLeaderboard is CREATING: waiting",
+        "somebody else is changing GameLeaderboard: waiting",
+        "GameLeaderboard is UPDATING: waiting",  # once
+    ]
+    assert len(world.calls()) == 10
     assert list(world.temporary.iterdir()) == []
 
 
@@ -177,19 +173,17 @@ def test_leaves_what_needs_no_change(world: World) -> None:
     [
         ([refuses("from sso: Token has expired")], "have expired", "renew"),
         ([refuses("this profile has expired")], "have expired", "renew"),
+        ([refuses("the session has expired")], "have expired", "renew"),
         ([refuses("(ExpiredTokenException): expired")], "have expired", "renew"),
         ([refuses("SSL: certificate has expired")], "certificate has expired", ""),
         ([refuses("(AccessDeniedException): no")], "access to Game", "DescribeTable"),
         ([LOW, refuses("(AccessDeniedException)")], "access to Game", "UpdateTable"),
-        ([refuses("(AccessDenied): no sts:Assume")], "(AccessDenied): no sts:Assu", ""),
         ([refuses(EARLY)], "the clock of this machine", "set the clock"),
         ([refuses(LATE)], "the clock of this machine", "set the clock"),
-        ([refuses("(InvalidSignatureException): no match")], "no match", ""),
         ([LOW, refuses(DECREASES)], "Next decrease can be made", "27 a UTC day"),
         ([LOW, refuses(SIMULTANEOUS)], "Only 10 tables", "run it again"),
         ([LOW, refuses("(LimitExceededException): At most")], "At most", ""),
         (["kill -KILL $$"], "without a message (exit status 137)", "--debug"),
-        (["true"], "did not describe the table, but said: nothing", "--debug"),
         ([prints("Usage:", "  aws FILE")], "said: Usage:   aws FILE", "--debug"),
         ([state(LOWERED, "DELETING")], "GameLeaderboard is DELETING", ""),
         ([UPDATING] * 150, f"still UPDATING at {LOWERED}", "run it again later"),
@@ -222,7 +216,6 @@ def test_needs_a_temporary_file(world: World) -> None:
         ("A B", "5", "not understood: A B", "usage: restore_capacity.sh"),
         ("A", "0", "are positive whole numbers", "see --help"),
         ("A", "5/5", "are positive whole numbers", "see --help"),
-        ("A", "1.5", "are positive whole numbers", "see --help"),
     ],
 )
 def test_wrong_usage_asks_nothing(
@@ -248,7 +241,8 @@ def test_help_is_the_comment_at_the_top(world: World) -> None:
 
 
 def test_arguments_and_variables_reach_aws(world: World) -> None:
-    world.set_aws(LOW, ACCEPTED, state("7 RCU / 8 WCU"))
+    # Version 2 of the CLI opens a pager, unless AWS_PAGER is empty.
+    world.set_aws(LOW, '[[ -z "${AWS_PAGER-less}" ]]', state("7 RCU / 8 WCU"))
     world.env["READ_CAPACITY_UNITS"] = "7"
     world.env["WRITE_CAPACITY_UNITS"] = "8"
     world.env["AWS_ENDPOINT_URL_DYNAMODB"] = f"http://me:{SECRET}@other:8000"
@@ -265,19 +259,10 @@ def test_arguments_and_variables_reach_aws(world: World) -> None:
     assert capacity in world.calls()[1]
 
 
-def test_goes_on_after_it_was_killed(world: World) -> None:
-    world.set_aws(LOW, ACCEPTED, UPDATING, GOOD)
-    world.set_command("sleep", 'kill -KILL "$PPID"')
-    assert world.run().status == -signal.SIGKILL
-    world.set_command("sleep", "exit 0")
-    assert world.run().out == DONE
-    assert world.updates() == 1
-
-
 # Ctrl-C reaches the whole process group. kill reaches the script alone.
 @pytest.mark.parametrize(
     ("where", "target"),
-    [("sleep", "-INT 0"), ("sleep", '-HUP "$PPID"'), ("aws", '-TERM "$PPID"')],
+    [("sleep", "-INT 0"), ("aws", '-TERM "$PPID"')],
 )
 def test_signal_ends_it_and_its_child(world: World, where: str, target: str) -> None:
     # The child holds the other end of a connection for as long as it lives.
@@ -329,7 +314,6 @@ def test_real_cli_on_the_local_lab(
     world.env["AWS_ENDPOINT_URL"] = lab.endpoint_url
     ended = world.run()
     assert (ended.status, ended.out) == (0, output), ended.err
-    assert {entry["outcome"] for entry in lab.requests} == {"ok"}
 
 
 def test_real_cli_on_dynalite(world: World, real: Any) -> None:
