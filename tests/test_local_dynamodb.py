@@ -18,7 +18,7 @@ import local_dynamodb
 import pytest
 from conftest import NewLab
 from engines import plain_client, scan_plainly
-from games import MB, GameTable, item_size
+from games import MB, item_size
 from items import REQUEST, THROTTLED, instant
 from local_dynamodb import Lab, Settings
 
@@ -67,7 +67,7 @@ def post(endpoint_url: str, **params: Any) -> tuple[int, bytes, int]:
 
 # dynalite counts a name's characters, DynamoDB its bytes: with these limits that does
 # not show in the capacity.
-@pytest.mark.parametrize(("total", "limit"), [(1, 500), (4, 2000), (11, 90)])
+@pytest.mark.parametrize(("total", "limit"), [(1, 500), (11, 90)])
 def test_pages_are_those_of_dynalite(
     lab: Lab, real: Any, total: int, limit: int
 ) -> None:
@@ -83,7 +83,6 @@ def test_pages_are_those_of_dynalite(
     "params",
     [
         {"Segment": 2, "TotalSegments": 2},
-        {"Segment": 1},
         {"Limit": 0},
         {"ExclusiveStartKey": {"player_id": {"S": "player_000000"}}},
         {"TotalSegments": 4},
@@ -103,11 +102,6 @@ def test_errors_are_named_as_dynalites(lab: Lab, real: Any, params: Any) -> None
 
 
 # --- Sizes, items and pages -----------------------------------------------------------
-
-
-def test_items_never_change() -> None:
-    text = b"".join(item + b"," for item in GameTable(2000).items)
-    assert zlib.crc32(text) == 2_395_564_142
 
 
 def test_pages_end_at_1_mb() -> None:
@@ -155,18 +149,6 @@ def test_time_follows_the_bytes_read() -> None:
     assert lab.seconds(refused) == 0.010
 
 
-@pytest.mark.parametrize("fault", ["throttle", "500"])
-def test_refused_page_costs_nothing(fault: str) -> None:
-    faults = [fault, fault, None]
-    script = {"script": lambda number, _: faults[number]}
-    lab = Lab(instant(2000, read_capacity=1, burst_seconds=1, **script))
-    for _ in range(3):
-        last = ask(lab, "Scan")
-    # Nothing of the one RCU was taken for the first two.
-    assert last["Count"] == 2000
-    assert [entry["rcu"] for entry in lab.requests] == [0, 0, 50.0]
-
-
 def test_update_changes_the_capacity() -> None:
     clock = FakeClock()
     lab = Lab(Settings(items=2000, read_capacity=5, update_seconds=2), clock)
@@ -190,16 +172,6 @@ def test_update_changes_the_capacity() -> None:
     # 1,500 RCU were saved and 50 came in. A scan costs 50.
     admitted = sum("Count" in ask(lab, "Scan") for _ in range(40))
     assert admitted == 31
-
-
-def test_on_demand_is_never_throttled() -> None:
-    lab = Lab(instant(100))
-    table = ask(lab, "DescribeTable")["Table"]
-    refused = ask(lab, "UpdateTable", ProvisionedThroughput=UNITS_5)
-    assert table["BillingModeSummary"] == {"BillingMode": "PAY_PER_REQUEST"}
-    assert table["ProvisionedThroughput"]["ReadCapacityUnits"] == 0
-    assert refused["error"] == "ValidationException"
-    assert ask(lab, "Scan")["Count"] == 100
 
 
 def test_drawn_faults_follow_the_seed() -> None:
@@ -226,7 +198,9 @@ def test_listens_on_this_machine_only(lab: Lab) -> None:
 
 def test_faults_as_clients_see_them(new_lab: NewLab) -> None:
     faults = ["bad-crc", "500", "throttle", "reset", "truncated", None]
-    lab = new_lab(script=lambda number, _: faults[number])
+    # This is enough for four pages of 50 RCU, if refused requests cost nothing.
+    capacity = {"read_capacity": 1, "burst_seconds": 151}
+    lab = new_lab(script=lambda number, _: faults[number], **capacity)
     _, damaged_body, damaged_crc32 = post(lab.endpoint_url)
     failed, _, _ = post(lab.endpoint_url)
     refused, _, _ = post(lab.endpoint_url)
@@ -285,7 +259,6 @@ def test_command_sees_only_the_lab(tmp_path: Path) -> None:
     ("command", "status", "error"),
     [
         (["python", "-c", "raise SystemExit(7)"], 7, None),
-        (["python", "-c", "import os; os.kill(os.getpid(), 15)"], 128 + 15, None),
         (["--", "python", "-c", ""], 0, None),
         (["no-such-command"], 127, "error: cannot run no-such-command: "),
         (["--fault-rate", "2", "python"], 2, "--fault-rate: 2 is not from 0 to 1"),
@@ -309,8 +282,7 @@ def test_help_fits_80_columns() -> None:
     assert max(len(line) for line in shown.splitlines()) <= 80
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_pasted_lines_lead_to_the_lab(number: signal.Signals) -> None:
+def test_pasted_lines_lead_to_the_lab() -> None:
     users = {**os.environ, **MINE}
     process = subprocess.Popen(LAB, env=users, stdout=subprocess.PIPE, text=True)
     assert process.stdout
@@ -319,7 +291,7 @@ def test_pasted_lines_lead_to_the_lab(number: signal.Signals) -> None:
         url = pasted.strip().rpartition("=")[2]
         status, _, _ = post(url)
     finally:
-        process.send_signal(number)
+        process.terminate()
     with process:
         pasted += process.stdout.read()  # to its end
     shown = subprocess.check_output(["sh"], input=f"{pasted}env", env=users, text=True)
