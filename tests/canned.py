@@ -54,7 +54,7 @@ class Canned(ThreadingHTTPServer):
             return self.table
         with self.lock:
             self.requests.append(params)
-            return self.scans[min(len(self.requests), len(self.scans)) - 1]
+            return self.scans.pop(0) if len(self.scans) > 1 else self.scans[0]
 
 
 class CannedHandler(BaseHTTPRequestHandler):

@@ -56,8 +56,8 @@ def number_size(digits: str) -> int:
 # --- Games ----------------------------------------------------------------------------
 
 GAMES_PER_PLAYER = 25
-# A season is 25 games. Player n has those of season n % 97: so a table of any size is
-# made in a moment.
+# A season is 25 games. Only so many different seasons are made, and players share them.
+# So a large table is made in a moment.
 SEASONS = 97
 START = 1_735_689_600  # 2025-01-01
 WEEK = 7 * 24 * 3600
@@ -185,15 +185,16 @@ class GameTable:
             player = make_player(number, player_id)
             player_json = to_json(player)
             player_size = item_size(player)
-            games_left = items - number * GAMES_PER_PLAYER  # the last player has fewer
-            for game in seasons[number % SEASONS][:games_left]:
+            games = seasons[number % SEASONS]
+            # The player with the highest number may have fewer.
+            for game in games[: items - number * GAMES_PER_PLAYER]:
                 self.keys.append((player_hash, player_id, game.game_id))
                 # {player} and {game} become {player,game}
                 self.items.append(player_json[:-1] + b"," + game.json[1:])
                 self.sizes.append(player_size + game.size)
 
     def start_of(self, segment: int, total_segments: int) -> int:
-        """The position of the first item of a segment, or of one after it."""
+        """The position of a segment's first item. If it is empty: of the next item."""
         # (hash,) sorts before all keys with this hash.
         return bisect_left(self.keys, (lowest_hash(segment, total_segments),))
 

@@ -63,9 +63,13 @@ from games import MB, Json, Page, game_table, is_in_segment, to_json
 
 TABLE_NAME = "GameLeaderboard"
 FAULTS = ("throttle", "500", "reset", "truncated", "bad-crc")
-SCAN_PARAMETERS = ["TableName", "Segment", "TotalSegments", "Limit", "ConsistentRead"]
-SCAN_PARAMETERS += ["ExclusiveStartKey", "Select", "ReturnConsumedCapacity"]
-UPDATE_PARAMETERS = ["TableName", "ProvisionedThroughput"]
+# What the lab models of each operation
+PARAMETERS = {
+    "DescribeTable": "TableName",
+    "UpdateTable": "TableName ProvisionedThroughput",
+    "Scan": "TableName Segment TotalSegments Limit ExclusiveStartKey ConsistentRead "
+    "Select ReturnConsumedCapacity",
+}
 
 
 @dataclass(frozen=True)
@@ -119,13 +123,6 @@ def parse(body: bytes) -> Json:
     return params
 
 
-def check_names(params: Json, modelled: list[str]) -> None:
-    """Refuse a parameter that the lab would otherwise ignore."""
-    for name in params:
-        if name not in modelled:
-            raise invalid(f"the local lab does not model {name}")
-
-
 def whole_number(params: Json, name: str, default: int, lowest: int) -> int:
     """A parameter that is a whole number, or its default."""
     value = params.get(name, default)
@@ -162,11 +159,11 @@ class Capacity:
             self.next_units = None
         self.refill(now)
 
-    def refill(self, now: float) -> None:
+    def refill(self, until: float) -> None:
         rate = self.units["ReadCapacityUnits"]
-        self.left += rate * (now - self.refilled)
+        self.left += rate * (until - self.refilled)
         self.left = min(self.left, rate * self.burst_seconds)
-        self.refilled = now
+        self.refilled = until
 
     def pay(self, rcu: float) -> bool:
         """Pay for a page, if anything is left. Then less than nothing may be left."""
@@ -179,10 +176,11 @@ class Capacity:
 
     def update(self, params: Json, now: float) -> None:
         """Begin to change the units. The old ones count until the update ends."""
-        wanted = params.get("ProvisionedThroughput", {})
-        units = {name: whole_number(wanted, name, 0, lowest=1) for name in self.units}
         if self.on_demand:
             raise invalid("A table on demand has no capacity to change.")
+        wanted = params.get("ProvisionedThroughput", {})
+        # Both units have to be given: the default is too low.
+        units = {name: whole_number(wanted, name, 0, lowest=1) for name in self.units}
         if self.next_units:
             raise Refusal("ResourceInUseException", "The table is being updated.")
         if units == self.units:
@@ -243,17 +241,18 @@ class Lab:
         return answer
 
     def handle(self, operation: str, params: Json, now: float) -> Answer:
-        if operation not in ("DescribeTable", "UpdateTable", "Scan"):
+        if operation not in PARAMETERS:
             message = f"the local lab does not model {operation}"
             raise Refusal("UnknownOperationException", message)
+        for name in params:
+            if name not in PARAMETERS[operation].split():
+                raise invalid(f"the local lab does not model {name}")
         if params.get("TableName") != TABLE_NAME:
             raise Refusal("ResourceNotFoundException", "There is no such table.")
         if operation == "Scan":
-            check_names(params, SCAN_PARAMETERS)
             return self.scan(params)
         if operation == "DescribeTable":
             return Answer(200, to_json({"Table": self.description()}))
-        check_names(params, UPDATE_PARAMETERS)
         self.capacity.update(params, now)
         return Answer(200, to_json({"TableDescription": self.description()}))
 
@@ -299,6 +298,7 @@ class Lab:
             return Answer(0, b"", fault)  # nothing of it is sent
         if fault == "500":
             return Answer(500, error_body("InternalServerError", ""), fault)
+        # A request that a fault throttles does not pay.
         if fault == "throttle" or not self.capacity.pay(rcu):
             name = "ProvisionedThroughputExceededException"
             raise Refusal(name, "The table's read capacity is exceeded.")
@@ -310,7 +310,8 @@ class Lab:
             raise invalid("Segment and TotalSegments need each other.")
         segment = whole_number(params, "Segment", 0, lowest=0)
         total_segments = whole_number(params, "TotalSegments", 1, lowest=1)
-        limit = whole_number(params, "Limit", self.settings.items + 1, lowest=1)
+        no_limit = self.settings.items + 1  # no page has so many items
+        limit = whole_number(params, "Limit", no_limit, lowest=1)
         if segment >= total_segments:
             raise invalid("Segment must be less than TotalSegments.")
         first = self.table.start_of(segment, total_segments)
@@ -372,9 +373,7 @@ class Handler(BaseHTTPRequestHandler):
         operation = self.headers.get("X-Amz-Target", "").rpartition(".")[2]
         answer = self.server.lab.answer(operation, body)
         if answer.outcome == "hang":
-            # The client sends no more before it has an answer. So this waits until the
-            # client gives up.
-            self.rfile.read(1)
+            self.rfile.read(1)  # returns when the client closes the connection
             self.close_connection = True
             return
         crc32 = zlib.crc32(answer.body)
@@ -432,7 +431,7 @@ def serve(settings: Settings) -> Iterator[Lab]:
     lab.endpoint_url = f"http://127.0.0.1:{server.server_address[1]}"
     if settings.request_log:
         settings.request_log.write_text("")  # an earlier one is replaced
-    # Every 0.05 seconds, it looks whether it has to stop.
+    # serve_forever looks every 0.05 seconds whether it has to stop.
     threading.Thread(target=server.serve_forever, args=[0.05], daemon=True).start()
     try:
         yield lab
@@ -497,8 +496,8 @@ def run(command: list[str], endpoint_url: str) -> int:
         command = [sys.executable, *command[1:]]
     elif name.endswith(".py"):
         command = [sys.executable, *command]
-    # Ctrl-C reaches COMMAND, too. What to do is COMMAND's decision, so we go on. (If
-    # the signal were ignored here, COMMAND would ignore it, too: that is inherited.)
+    # Ctrl-C reaches COMMAND, too, and COMMAND decides what to do. So wait for it. (This
+    # is a handler and not SIG_IGN, because COMMAND would inherit SIG_IGN.)
     signal.signal(signal.SIGINT, lambda *_: None)
     try:
         child = subprocess.Popen(command, env=lab_environment(endpoint_url))
@@ -510,7 +509,7 @@ def run(command: list[str], endpoint_url: str) -> int:
     return status if status >= 0 else 128 - status
 
 
-# From what to what an option may be. Others may be from 0 to a thousand million.
+# The lowest and the highest value of an option. For the others it is (0, 10**9).
 LIMITS = {"burst_seconds": (1, 10**9), "fault_rate": (0, 1), "port": (0, 65_535)}
 
 
@@ -522,7 +521,7 @@ def parse_arguments() -> tuple[Settings, list[str]]:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.set_defaults(**vars(Settings()))
+    parser.set_defaults(**vars(Settings()))  # also of `script`, which is no option
     add = partial(parser.add_argument, metavar="N")
     default = "(%(default)g)"
     add("--items", type=int, help=f"items in the table {default}")

@@ -25,8 +25,8 @@ from conftest import Invoke, NewLab
 from running import ROOT, Ended, assert_failed, environment, shell, start
 
 SECRET = "hunter2"  # assert_failed() finds it in any message
-REFUSED = f"http://me:{SECRET}@127.0.0.1:1"  # no server listens there
-NOWHERE = SimpleNamespace(endpoint_url=REFUSED)
+NO_SERVER = f"http://me:{SECRET}@127.0.0.1:1"  # no server listens there
+NOWHERE = SimpleNamespace(endpoint_url=NO_SERVER)
 NETWORK = "check the network, --region and --endpoint-url"
 NO_CREDENTIALS = "could not load credentials"
 LOCAL_LAB = "python tests/local_dynamodb.py compare.py"
@@ -127,7 +127,7 @@ NO_KEYS = {"AWS_ACCESS_KEY_ID": None, "AWS_SECRET_ACCESS_KEY": None}
 NO_REGION = {"AWS_REGION": None, "AWS_DEFAULT_REGION": None}
 BAD_KEY = {"AWS_ACCESS_KEY_ID": f"{SECRET}\n"}
 BAD_TOKEN = {"AWS_SESSION_TOKEN": f"{SECRET}\n"}
-PROXY = {"http_proxy": REFUSED}  # no_proxy has 127.0.0.1, so that would not use it
+PROXY = {"http_proxy": NO_SERVER}  # no_proxy has 127.0.0.1, so that would not use it
 
 
 @pytest.mark.parametrize(
