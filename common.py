@@ -731,7 +731,6 @@ HINTS = {
     "ProxyConnectionError": CHECK_NETWORK,
     "ReadTimeoutError": CHECK_NETWORK,
     "ResourceNotFoundException": "check --table-name, --region and --endpoint-url",
-    "RuntimeError": "use fewer --workers",
     "SSLError": "check --endpoint-url, and the certificates (AWS_CA_BUNDLE)",
     "ThrottlingException": "try again in a minute",
     "UnrecognizedClientException": "check your credentials and --region",
@@ -750,8 +749,7 @@ def hint_for(error: BaseException) -> str:
     return HINTS.get(name, "")
 
 
-# Exceptions whose message is for the user. RuntimeError: no more threads can start.
-FAILURES = (ScanError, BotoCoreError, ClientError, OSError, RuntimeError)
+FAILURES = (ScanError, BotoCoreError, ClientError, OSError)  # messages for the user
 USAGE_ERRORS = (
     UsageError,
     botocore.exceptions.InvalidRegionError,

@@ -16,6 +16,7 @@ import json
 import os
 import queue
 import re
+import secrets
 import shutil
 import sys
 import threading
@@ -117,8 +118,7 @@ def parallel_scan(
     metrics = Metrics()
     try:
         with timed(metrics):
-            for thread in threads:
-                thread.start()
+            start_threads(threads)
             wait_for_segments(shared, metrics, len(threads))
             metrics.complete = True
     except KeyboardInterrupt:
@@ -157,6 +157,15 @@ class Shared:
         default_factory=queue.SimpleQueue
     )
     stopped: threading.Event = field(default_factory=threading.Event)
+
+
+def start_threads(threads: list[threading.Thread]) -> None:
+    """Start the workers. Raises ScanError if no more threads can be started."""
+    try:
+        for thread in threads:
+            thread.start()
+    except RuntimeError as error:
+        raise ScanError(str(error), "use fewer --workers") from error
 
 
 class Stopped(Exception):
@@ -399,15 +408,17 @@ def saving_in(folder: str) -> Iterator[None]:
         raise ScanError(f"cannot save in {folder}: {error.strerror}") from error
 
 
+RUN = secrets.token_hex(4)  # tells the files of this run from those of other runs
+
+
 class WholeFile(Output):
     """A file that gets its name when it is whole, even if the power is cut."""
 
     def __init__(self, folder: str, name: str) -> None:
         self.folder = folder
         self.path = Path(folder, name)
-        # With the number of the process in its name, the same command can run twice
-        # at the same time, and do no harm.
-        self.part = Path(folder, f"{name}.{os.getpid()}.part")
+        # Other runs may save in this folder at the same time, on other machines, too.
+        self.part = Path(folder, f"{name}.{RUN}.part")
 
     def __enter__(self) -> WholeFile:
         with saving_in(self.folder):
@@ -496,7 +507,7 @@ class SaveFolder:
 
     def remove_parts(self) -> None:
         """Remove what this run has not finished."""
-        for part in Path(self.folder).glob(f"*.{os.getpid()}.part"):
+        for part in Path(self.folder).glob(f"*.{RUN}.part"):
             part.unlink(missing_ok=True)
 
 
@@ -718,9 +729,6 @@ def scan(
 
 def report(args: argparse.Namespace, metrics: Metrics) -> int:
     """Print the metrics of a scan. Return the exit status."""
-    text = common.metrics_table(metrics)
-    if metrics.segments:
-        text += f"\n\n{timeline(metrics)}"
     if args.output == "json":
         workers = args.workers or DEFAULT_WORKERS
         result = common.metrics_json(
@@ -732,6 +740,10 @@ def report(args: argparse.Namespace, metrics: Metrics) -> int:
             workers=min(workers, len(args.segments)),
         )
         text = json.dumps(result)
+    else:
+        text = common.metrics_table(metrics)
+        if metrics.segments:
+            text += f"\n\n{timeline(metrics)}"
     # With `--save -`, standard output is for the items alone.
     stream = sys.stderr if args.save == "-" else sys.stdout
     return common.print_result(text, metrics.complete, stream)

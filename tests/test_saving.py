@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import select
 from collections import Counter
 from pathlib import Path
@@ -113,6 +114,9 @@ def test_shares_in_one_folder_are_the_table(
     invoke: Invoke, new_lab: NewLab, tmp_path: Path
 ) -> None:
     lab = new_lab()
+    # Another machine is saving here, and its process has the same number.
+    others = tmp_path / f"segment-000007.jsonl.{os.getpid()}.part"
+    others.touch()
     first = invoke(f"{SAVE} {tmp_path} --segments 0-2", at=lab)
     assert segments_asked(scans_of(lab)) == {0, 1, 2}
     # Size of pages, workers and rate may differ. It is the same scan.
@@ -124,6 +128,7 @@ def test_shares_in_one_folder_are_the_table(
     assert saved_in(tmp_path) == WHOLE
     assert third.err == f"all 8 segments are saved in {tmp_path}, nothing is left\n"
     assert len(lab.requests) == requests  # so it cost nothing
+    assert others.exists()
 
 
 # --- Another scan in the same folder --------------------------------------------------

@@ -217,7 +217,7 @@ def test_time_left_is_told_after_a_tenth(
 # --- Workers that fail ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("error", [KeyError("a bug"), SystemExit(3)])
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), SystemExit(3)])
 def test_mistake_in_a_worker_is_raised_as_it_is(lab: Lab, error: BaseException) -> None:
     def open_output(segment: int) -> Output:
         if segment == 2:
