@@ -40,7 +40,10 @@ def test_scripts_end_in_every_situation() -> None:
 
 @pytest.mark.parametrize(
     ("script", "requests", "number"),
-    [("sequential_scan.py", 1, SIGINT), ("parallel_scan.py", 4, SIGTERM)],
+    [
+        ("sequential_scan.py", 1, SIGINT),
+        ("parallel_scan.py --total-segments 6 --workers 4", 4, SIGTERM),
+    ],
 )
 def test_interrupt_reports_what_was_read(
     new_lab: NewLab, script: str, requests: int, number: Signals
@@ -52,6 +55,7 @@ def test_interrupt_reports_what_was_read(
     report = json.loads(out)
     assert report["complete"] is False
     assert report["pages"] == outcomes(lab)["ok"]
+    assert len(report["segments"]) == requests  # no worker came to the others
     assert err == "interrupted: this is what was read until then\n"
 
 

@@ -229,6 +229,27 @@ def test_mistake_in_a_worker_is_raised_as_it_is(lab: Lab, error: BaseException) 
     assert raised.value is error
 
 
+def test_outputs_are_closed_when_a_scan_has_failed(lab: Lab) -> None:
+    is_closed = Event()
+
+    class Zero(Output):
+        def __exit__(self, *error: object) -> None:
+            is_closed.set()
+
+    class One(Output):
+        def write(self, page: Page) -> None:
+            raise OSError("disk full")
+
+    with pytest.raises(SegmentError):
+        parallel_scan(
+            client_of(lab),
+            {**REQUEST, "Limit": 5},
+            total_segments=2,
+            open_output=lambda segment: One() if segment else Zero(),
+        )
+    assert is_closed.is_set()
+
+
 def test_other_workers_stop_when_one_fails(lab: Lab) -> None:
     zero_has_a_page, one_has_failed, zero_is_closed = (Event() for _ in range(3))
     written: list[int] = []
