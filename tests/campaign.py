@@ -5,7 +5,7 @@
 The local lab answers a fifth of the Scans with a fault. Each run scans with 16 workers,
 once in this process and once through the command line. Every item has to arrive once,
 and the metrics have to be those of the server's log. The first scan where they are not
-ends the campaign. --seed repeats it.
+ends the campaign. --seed draws the same faults again.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def scan_by_command(lab: Lab) -> Scanned:
 
 
 WAYS: dict[str, Callable[[Lab], Scanned]] = {
-    "16 workers": scan_in_threads,
+    "a call": scan_in_threads,
     "a command": scan_by_command,
 }
 

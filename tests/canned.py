@@ -44,7 +44,7 @@ class Canned(ThreadingHTTPServer):
     def answer(
         self, *scans: Reply | str | bytes, table: Reply | str | bytes = TABLE
     ) -> None:
-        """From now on, answer so. A text is a body with status 200."""
+        """From now on, answer so, and forget the requests that came until now."""
         self.scans = [one if isinstance(one, Reply) else Reply(one) for one in scans]
         self.table = table if isinstance(table, Reply) else Reply(table)
         self.requests: list[Any] = []  # parameters of the Scans that came

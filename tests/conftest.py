@@ -9,6 +9,7 @@ import importlib
 import os
 import shlex
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from types import SimpleNamespace
@@ -30,7 +31,7 @@ NewLab = Callable[..., Lab]
 
 @pytest.fixture(scope="session", autouse=True)
 def _settings_of_the_lab() -> None:
-    """Give the tests dummy credentials and a region, and nothing of the user's."""
+    """Dummy credentials and a region for the tests. No AWS_* setting is the user's."""
     environment = lab_environment("http://127.0.0.1:9")
     os.environ.clear()
     os.environ.update(environment)
@@ -64,7 +65,7 @@ def real() -> Iterator[Any]:
 
 @pytest.fixture
 def canned() -> Iterator[Canned]:
-    """An endpoint that answers as it is told, and until then with an empty table."""
+    """An endpoint that answers as it is told, and until then with an empty page."""
     with canned_answers() as server:
         yield server
 
@@ -96,7 +97,9 @@ def invoke(
     invoke("compare --runs 2", at=lab) returns its exit status and what it wrote.
     """
     monkeypatch.setenv("COLUMNS", "80")
-    handlers = {number: signal.getsignal(number) for number in (2, 15)}
+    monkeypatch.setattr("sys.unraisablehook", sys.unraisablehook)  # run_script sets it
+    signals = [signal.SIGINT, signal.SIGTERM]
+    handlers = {number: signal.getsignal(number) for number in signals}
 
     def call(command: str, at: Any = None) -> Ended:
         script, *flags = shlex.split(command)

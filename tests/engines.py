@@ -42,8 +42,8 @@ def dynalite() -> Iterator[str]:
     at_once = "--createTableMs 0 --updateTableMs 0 --deleteTableMs 0"
     flags = f"--host 127.0.0.1 --port {port} {at_once}"
     command = [str(node), str(npx), "--yes", "dynalite@4", *flags.split()]
-    # At the end of its input, the shell kills dynalite and itself. So they end with us,
-    # however we end.
+    # At the end of its input, the shell kills dynalite and itself (0: the process group
+    # of this session). So they end with us, however we end.
     guard = ["sh", "-c", '"$@" & read -r _; kill -KILL 0', "sh"]
     path = os.pathsep.join([str(node.parent), os.environ.get("PATH", os.defpath)])
     endpoint_url = f"http://127.0.0.1:{port}"
@@ -66,7 +66,10 @@ def wait_for_answer(endpoint_url: str, log: Path) -> None:
     """Wait until the engine answers. Raise RuntimeError, with its log, if not."""
     open_url = build_opener(ProxyHandler({})).open
     deadline = time.monotonic() + START_LIMIT
-    while time.monotonic() < deadline and "npm error" not in log.read_text("latin-1"):
+    while (
+        time.monotonic() < deadline
+        and "npm err" not in log.read_text("latin-1").lower()
+    ):
         try:
             open_url(endpoint_url, timeout=5).close()
             return

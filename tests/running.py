@@ -46,7 +46,7 @@ def assert_failed(ended: Ended, status: int, error: str, hint: str = "") -> None
 
 
 def shell(line: str, at: Any, **env: str) -> Ended:
-    """Run a line of the shell in the bundle's folder. There is no terminal.
+    """Run a line of the shell in the folder of the scripts. There is no terminal.
 
     `at` is what has an `endpoint_url`. The script in the line will use that.
     """
@@ -81,4 +81,5 @@ def start(
 
 def environment(at: Any) -> dict[str, str]:
     # Python's streams have buffers, unless this variable of the user's says no.
-    return {**lab_environment(at.endpoint_url), "PYTHONUNBUFFERED": ""}
+    ours = {"PYTHONUNBUFFERED": "", "COLUMNS": "80"}
+    return {**lab_environment(at.endpoint_url), **ours}

@@ -269,7 +269,7 @@ def test_mfa_without_a_terminal_is_one_error(config: Path) -> None:
 
 
 def test_ctrl_c_at_the_mfa_prompt_keeps_echo(config: Path) -> None:
-    """It would stay off, if a worker asked for the code."""
+    """Echo would stay off, if a worker asked for the code."""
     config.write_text(MFA)
     keyboard, terminal = pty.openpty()
     # The shell has no terminal yet. So the one that it opens becomes its own.
@@ -375,7 +375,7 @@ def test_closed_standard_output_costs_nothing(canned: Canned) -> None:
 
 
 def test_closed_standard_error_costs_nothing(canned: Canned) -> None:
-    ended = shell("python compare.py 2>&-", at=canned)
+    ended = shell("python sequential_scan.py 2>&-", at=canned)
     assert ended == Ended(1, "", "")
     assert canned.requests == []
 

@@ -65,7 +65,7 @@ def post(endpoint_url: str, **params: Any) -> tuple[int, bytes, int]:
 # --- Against dynalite -----------------------------------------------------------------
 
 
-# dynalite counts a name's characters, DynamoDB its bytes: with these limits that does
+# dynalite counts a string's characters, DynamoDB its bytes: with these limits that does
 # not show in the capacity.
 @pytest.mark.parametrize(("total", "limit"), [(1, 500), (11, 90)])
 def test_pages_are_those_of_dynalite(
@@ -272,7 +272,8 @@ def test_exit_status_of_the_lab(
         [*LAB, *command], capture_output=True, text=True, timeout=60, check=False
     )
     assert ended.returncode == status
-    assert error in ended.stderr if error else ended.stderr == ""
+    assert (error or "") in ended.stderr
+    assert bool(ended.stderr) == bool(error)
 
 
 def test_help_fits_80_columns() -> None:

@@ -23,8 +23,11 @@ from parallel_scan import PacedClient
 
 KB = 1024
 MB = 1024 * KB
-SAID: Any = {"Error": {"Code": THROTTLED}, "ResponseMetadata": {"HTTPStatusCode": 400}}
-REFUSED = ClientError(SAID, "Scan")
+THROTTLED_ANSWER: Any = {
+    "Error": {"Code": THROTTLED},
+    "ResponseMetadata": {"HTTPStatusCode": 400},
+}
+REFUSED = ClientError(THROTTLED_ANSWER, "Scan")
 LOST = ConnectionClosedError(endpoint_url="http://127.0.0.1:9")
 
 
@@ -87,7 +90,7 @@ class Table:
         page = max(rcu for _, rcu in self.paid)
         most = max(self.cost(start, start + 10) for start, _ in self.paid)
         assert most <= 10 * max_rcu + pages * page
-        # The time that the last page is worth comes after the end.
+        # The last page is paid for after the end.
         assert self.cost() <= max_rcu * self.now + pages * page
 
 
@@ -157,7 +160,8 @@ def test_slow_pages_are_read_at_the_same_time() -> None:
 
 def test_worker_that_waits_hears_what_a_page_cost() -> None:
     # The first page may cost 50 RCU. So at 1 RCU a second, the second request would
-    # have to wait for 50 s. While it waits, the page arrives. It cost 0.5 RCU.
+    # have to wait for 50 s. The order of events: the first request is sent, the second
+    # begins to sleep, the first page arrives (it cost 0.5 RCU), and the second wakes.
     table = Table(200)
     second_waits = threading.Event()
     first_is_back = threading.Event()

@@ -25,4 +25,5 @@ def test_program_prints_what_the_readme_says(
     file.write_text(program, encoding="utf-8")
     ended = shell(f"python {file}", at=new_lab(20_000), PYTHONPATH=str(ROOT))
     assert ended.status == 0, ended.err
+    assert ended.out
     assert f"`{ended.out.strip()}`" in after

@@ -137,6 +137,8 @@ def assert_explained(ended: Ended, status: int, error: str, hint: str = "") -> N
 
 
 def test_waits_until_capacity_is_restored(world: World) -> None:
+    # A wait is a line among the calls of aws: "the wait". So the second word of a line
+    # tells what was done.
     world.set_command("sleep", '/bin/sleep 0.1; echo the wait >>"${0%/*}/calls"')
     world.set_aws(
         CREATING,
@@ -216,19 +218,19 @@ def test_needs_a_temporary_file(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "capacity", "error", "hint"),
+    ("arguments", "variables", "error", "hint"),
     [
-        ("--force", "5", "not understood: --force", "usage: restore_capacity.sh"),
-        ("A B", "5", "not understood: A B", "usage: restore_capacity.sh"),
-        ("A", "0", "are positive whole numbers", "see --help"),
-        ("A", "5/5", "are positive whole numbers", "see --help"),
+        ("--force", {}, "not understood: --force", "usage: restore_capacity.sh"),
+        ("A B", {}, "not understood: A B", "usage: restore_capacity.sh"),
+        ("A", {"READ_CAPACITY_UNITS": "0"}, "are positive whole numbers", "--help"),
+        ("A", {"WRITE_CAPACITY_UNITS": "5/5"}, "positive whole numbers", "--help"),
     ],
 )
 def test_wrong_usage_asks_nothing(
-    world: World, arguments: str, capacity: str, error: str, hint: str
+    world: World, arguments: str, variables: dict[str, str], error: str, hint: str
 ) -> None:
     world.set_aws(GOOD)
-    world.env["WRITE_CAPACITY_UNITS"] = capacity
+    world.env.update(variables)
     assert_explained(world.run(*arguments.split()), 2, error, hint)
     assert world.calls() == []
 

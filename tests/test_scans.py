@@ -45,8 +45,8 @@ def test_segments_hold_every_item_once(real: Any) -> None:
 
 
 def test_empty_page_is_not_the_end(real: Any) -> None:
-    # The filter keeps the last player of 80, so most pages are empty. The last page
-    # that has something read is full. So it has a key, and one more page follows.
+    # The filter keeps one player of 80, the last one, so most pages are empty. 2,000
+    # items are 20 full pages. The 20th has a key, so a 21st follows, with nothing read.
     player = lab_items()[-1]["player_id"]
     metrics, items = read_pages(
         real,
@@ -121,6 +121,18 @@ def test_times_are_within_those_of_the_test(new_lab: NewLab, invoke: Invoke) -> 
     assert log[-1]["time"] - log[0]["time"] <= metrics["seconds"] <= seconds
     assert 0 < metrics["cpu_seconds"] <= cpu_seconds
     assert metrics["items_per_second"] == pytest.approx(ITEMS / metrics["seconds"])
+
+
+def test_cpu_time_is_of_all_threads(lab: Lab) -> None:
+    class Busy(Output):
+        def write(self, page: Page) -> None:
+            started = time.thread_time()
+            while time.thread_time() < started + 0.1:
+                pass
+
+    client = client_of(lab)
+    metrics = parallel_scan(client, REQUEST, 3, open_output=lambda segment: Busy())
+    assert metrics.cpu_seconds >= 0.3  # three segments, a page each
 
 
 def test_table_shows_the_labs_metrics_and_a_timeline(lab: Lab, invoke: Invoke) -> None:

@@ -132,6 +132,7 @@ def test_delays_grow_to_five_seconds_at_random(
 def test_waiting_for_a_page_ends_after_half_an_hour(
     canned: Canned, client: Client, clock: Clock
 ) -> None:
+    # Each page has half an hour of its own: the first one takes more than 1,000 s.
     canned.answer(*[REFUSED] * 300, EMPTY_PAGE, REFUSED)
     scan_page(client, REQUEST, Metrics())
     waited = clock.now
