@@ -113,6 +113,10 @@ def claims_of(sentences: list[str]) -> str:
         ((sequential(4), parallel(4, 1, cpu_seconds=0.95)), "faster, CPU, GIL"),
         ((sequential(4), parallel(4, 1, cpu_seconds=1.9)), "faster, CPU"),
         # One segment takes half of the time, and twice as long as any other.
+        (
+            (sequential(9), parallel(2, 3, segments=segments(1.0, 2.1))),
+            "faster, Segment 1 alone took 2.10 of the 3.00 s.",
+        ),
         ((sequential(9), parallel(4, 3, segments=segments(1, 1, 1, 1.9))), "faster"),
         ((sequential(9), parallel(4, 3, segments=segments(0, 0, 0, 1.4))), "faster"),
         ((sequential(9), parallel(1, 3, segments=segments(3))), "faster"),
