@@ -261,7 +261,8 @@ def test_command_sees_only_the_lab(tmp_path: Path) -> None:
         (["python", "-c", "raise SystemExit(7)"], 7, None),
         (["--", "python", "-c", ""], 0, None),
         (["no-such-command"], 127, "error: cannot run no-such-command: "),
-        (["--fault-rate", "2", "python"], 2, "--fault-rate: 2 is not from 0 to 1"),
+        (["--items", "-1", "python"], 2, "error: items is less than 0"),
+        (["--port", "70000", "python"], 1, "error: bind(): port must be 0-65535"),
         (["--request-log", "/no/folder/x", "python"], 1, "error: [Errno 2]"),
     ],
 )
