@@ -46,7 +46,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import boto3
 from botocore.config import Config
-from local_dynamodb import TABLE_NAME
+from model import TABLE_NAME
 from tabulate import tabulate
 
 from common import connect

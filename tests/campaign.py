@@ -34,7 +34,8 @@ from items import (
     saved_items,
     scans_of,
 )
-from local_dynamodb import Lab, lab_environment, serve
+from local_dynamodb import lab_environment, serve
+from model import Lab
 from running import shell
 
 from common import counts_json

@@ -19,7 +19,8 @@ import pytest
 from canned import Canned, canned_answers
 from engines import create_table, dynalite, plain_client
 from items import client_of, instant, lab_items
-from local_dynamodb import TABLE_NAME, Lab, lab_environment, serve
+from local_dynamodb import lab_environment, serve
+from model import TABLE_NAME, Lab
 from running import Ended
 
 import common

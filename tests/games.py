@@ -44,7 +44,7 @@ def number_size(digits: str) -> int:
     """The bytes of a number: one, and one for each two significant digits.
 
     The guide says "approximately". As in dynalite, the digits are paired from the
-    right, and zeros at the end are left out: 120 is 01 20, and 1000000 is 01.
+    right, and pairs of zeros at the end are left out: 120 is 01 20, and 1000000 is 01.
     """
     if len(digits) % 2 == 1:
         digits = "0" + digits
@@ -87,7 +87,7 @@ ACHIEVEMENTS = [
 
 
 class Game(NamedTuple):
-    """A game without its player, ready to be sent."""
+    """A game without its player."""
 
     game_id: str
     json: bytes
@@ -143,7 +143,7 @@ def hash_of(player_id: str) -> int:
 
 
 def lowest_hash(segment: int, total_segments: int) -> int:
-    """Where a segment begins. As in dynalite, that is where a slot begins."""
+    """Where a segment begins. As in dynalite, that is where one of the slots begins."""
     return math.ceil(SLOTS * segment / total_segments) * HASHES_PER_SLOT
 
 

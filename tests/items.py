@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from games import game_table
-from local_dynamodb import TABLE_NAME, Lab, Settings
+from model import TABLE_NAME, Lab, Settings
 
 from common import Client, Metrics, Page, connect, scan_pages
 from parallel_scan import Output, parallel_scan

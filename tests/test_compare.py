@@ -14,7 +14,7 @@ import pytest
 from canned import Canned
 from conftest import Invoke, NewLab
 from items import counts_in, scans_of
-from local_dynamodb import Lab
+from model import Lab
 
 import compare
 from common import Metrics

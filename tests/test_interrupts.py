@@ -16,7 +16,7 @@ import pytest
 from conftest import NewLab
 from interrupts import HANGING, SITUATIONS
 from items import outcomes, wait_for_hanging
-from local_dynamodb import Lab
+from model import Lab
 from running import Ended, shell, start
 
 

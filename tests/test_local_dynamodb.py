@@ -20,7 +20,7 @@ from conftest import NewLab
 from engines import plain_client, scan_plainly
 from games import MB, item_size
 from items import REQUEST, THROTTLED, instant
-from local_dynamodb import Lab, Settings
+from model import Lab, Settings
 
 LAB = [sys.executable, local_dynamodb.__file__, "--items", "100"]
 FIRST_KEY = {"player_id": {"S": "player_000000"}, "game_id": {"S": "game_000001"}}

@@ -24,7 +24,7 @@ from items import (
     scans_of,
     wait_for_hanging,
 )
-from local_dynamodb import Lab
+from model import Lab
 from running import Ended, assert_failed, shell, start
 
 SAVE = "parallel_scan --total-segments 8 --page-size 100 --save"

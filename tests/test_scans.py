@@ -29,7 +29,7 @@ from items import (
     saved_items,
     scans_of,
 )
-from local_dynamodb import Lab
+from model import Lab
 from running import PIPE, start
 
 from common import Metrics, Page
