@@ -21,10 +21,11 @@ Pages     A page ends with the item that reaches 1 MB, or after Limit items.
 Time      Every answer takes --latency-ms. A page takes --ms-per-mb more for
           each MB it reads.
 Capacity  The table has --read-capacity RCU a second. It saves what is not used,
-          for up to --burst-seconds. It starts with all of that saved. A Scan is
-          admitted while any capacity is left, even if its page costs more than
-          that (an assumption). UpdateTable takes --update-seconds. A table on
-          demand, --read-capacity 0, never throttles.
+          for up to --burst-seconds (1 at least). It starts with all of that
+          saved. A Scan is admitted while any capacity is left, even if its page
+          costs more than that (an assumption). UpdateTable takes
+          --update-seconds. A table on demand, --read-capacity 0, never
+          throttles.
 Faults    With probability --fault-rate, a Scan meets one of five faults.
           "throttle" and "500" refuse it, and it costs nothing. "reset",
           "truncated" and "bad-crc" spoil the answer of a request that has
@@ -218,7 +219,7 @@ def parse_arguments() -> tuple[Settings, list[str]]:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.set_defaults(**vars(Settings()))  # also of `script`, which is no option
+    parser.set_defaults(**vars(Settings()))  # `script` has no option, but stays None
     add = partial(parser.add_argument, metavar="N")
     default = "(%(default)g)"
     add("--items", type=int, help=f"items in the table {default}")
@@ -237,8 +238,10 @@ def parse_arguments() -> tuple[Settings, list[str]]:
     if command[:1] == ["--"]:
         command = command[1:]
     for name, value in options.items():
-        if isinstance(value, (int, float)) and value < 0:
-            parser.error(f"{name} is less than 0")
+        if isinstance(value, (int, float)) and not value >= 0:  # nan, too
+            parser.error(f"--{name.replace('_', '-')}: {value:g} is not 0 or more")
+    if options["fault_rate"] > 1:
+        parser.error(f"--fault-rate: {options['fault_rate']:g} is not from 0 to 1")
     return Settings(**options), command
 
 

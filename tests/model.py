@@ -70,6 +70,16 @@ def error_body(name: str, message: str) -> bytes:
     return to_json({"__type": kind, "message": message})
 
 
+def parse(body: bytes) -> Json:
+    try:
+        params = json.loads(body)
+    except ValueError:  # such as half a body, from a client that was killed
+        params = None
+    if not isinstance(params, dict):
+        raise Refusal("SerializationException", "The body is not a JSON object.")
+    return params
+
+
 def whole_number(params: Json, name: str, default: int, lowest: int) -> int:
     """A parameter that is a whole number, or its default."""
     value = params.get(name, default)
@@ -86,9 +96,8 @@ class Capacity:
 
     def __init__(self, settings: Settings, now: float) -> None:
         self.on_demand = settings.read_capacity == 0
-        self.burst_seconds = max(
-            1.0, settings.burst_seconds
-        )  # this second is saved, too
+        # With less than a second's worth, nothing would ever be admitted.
+        self.burst_seconds = max(1.0, settings.burst_seconds)
         self.update_seconds = settings.update_seconds
         # What DescribeTable says
         self.units = {
@@ -128,7 +137,7 @@ class Capacity:
         if self.on_demand:
             raise invalid("A table on demand has no capacity to change.")
         wanted = params.get("ProvisionedThroughput", {})
-        # Both units have to be given: the default is too low.
+        # Both units have to be given: a missing one counts as 0, and is refused.
         units = {name: whole_number(wanted, name, 0, lowest=1) for name in self.units}
         if self.next_units:
             raise Refusal("ResourceInUseException", "The table is being updated.")
@@ -182,13 +191,10 @@ class Lab:
             self.capacity.pass_time(now)
             params: Json = {}
             try:
-                params = json.loads(body)
+                params = parse(body)
                 answer = self.handle(operation, params, now)
             except Refusal as error:
                 answer = Answer(400, error_body(error.name, str(error)), error.name)
-            except ValueError:  # from json.loads: a client was killed while it sent
-                name = "SerializationException"
-                answer = Answer(400, error_body(name, "This is not JSON."), name)
             self.log(operation, params, answer, now)
         return answer
 

@@ -124,6 +124,12 @@ def test_refuses_what_it_does_not_model(lab: Lab) -> None:
     assert refused["message"] == "the local lab does not model SPECIFIC_ATTRIBUTES"
 
 
+@pytest.mark.parametrize("body", [b'{"TableName": "Ga', b"[]"])
+def test_body_that_is_no_object_is_refused(lab: Lab, body: bytes) -> None:
+    assert lab.answer("Scan", body).outcome == "SerializationException"
+    assert lab.requests[-1]["outcome"] == "SerializationException"
+
+
 # --- Capacity and time ----------------------------------------------------------------
 
 
@@ -261,7 +267,8 @@ def test_command_sees_only_the_lab(tmp_path: Path) -> None:
         (["python", "-c", "raise SystemExit(7)"], 7, None),
         (["--", "python", "-c", ""], 0, None),
         (["no-such-command"], 127, "error: cannot run no-such-command: "),
-        (["--items", "-1", "python"], 2, "error: items is less than 0"),
+        (["--fault-rate", "2", "python"], 2, "--fault-rate: 2 is not from 0 to 1"),
+        (["--latency-ms", "nan", "python"], 2, "--latency-ms: nan is not 0 or more"),
         (["--port", "70000", "python"], 1, "error: bind(): port must be 0-65535"),
         (["--request-log", "/no/folder/x", "python"], 1, "error: [Errno 2]"),
     ],
